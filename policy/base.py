@@ -1,0 +1,106 @@
+"""The contract of every policy: arrays in, arrays out.
+
+    decide(query, k)   -> Slates, each position with its exact propensity
+    learn(examples)    -> the policy moved on; the same examples in the same order give the same bits
+    learn_behaviour(…) -> popularity and co-occurrence, from what users did by themselves
+    snapshot/restore   -> named arrays and plain numbers, nothing that executes
+
+B = decisions, n = candidates (padded), d = state and item dimension, m = scalar features, c = context features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Arrays = dict[str, NDArray[Any]]
+Meta = dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A batch of decisions to take. Rows are independent: a decision alone and in a batch gets the same slate.
+
+    `streams` are one 64-bit counter-based random stream a decision; draw number j of a stream depends on (stream, j) alone.
+    `recent` holds the item keys of the user's history, latest first, 0 where there is none.
+    """
+
+    states: F32  # (B, d)
+    contexts: F32  # (B, c)
+    keys: U64  # (B, n) item keys
+    items: F32  # (B, n, d) item vectors in the state's space
+    scalars: F32  # (B, n, m) per candidate: see features.SCALARS
+    mask: Bool  # (B, n) False where padded
+    recent: U64  # (B, h)
+    streams: U64  # (B,)
+
+
+@dataclass(frozen=True)
+class Slates:
+    """Positions beyond a decision's number of candidates hold index -1, propensity 0."""
+
+    index: I64  # (B, k) into the candidates
+    propensities: F64  # (B, k) P(this item here | the items above it)
+    scores: F32  # (B, k) the policy's own score of the item
+    explored: Bool  # (B, k) True where the item is not the policy's first choice among those left
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What was shown, or what changed in its reward.
+
+    A fresh example has `fresh` True and the reward known so far (0 for an impression alone). A correction (a click, a
+    purchase, a return that came later) has `fresh` False and the *change* in reward, for the same features.
+    """
+
+    states: F32  # (N, d)
+    contexts: F32  # (N, c)
+    items: F32  # (N, d)
+    scalars: F32  # (N, m)
+    propensities: F64  # (N,)
+    positions: I64  # (N,)
+    rewards: F64  # (N,)
+    fresh: Bool  # (N,)
+    ids: U64  # (N,) one id per shown position: a correction carries its example's
+
+
+@dataclass(frozen=True)
+class BehaviourBatch:
+    """Interactions with items, in log order."""
+
+    items: U64  # (N,)
+    previous: U64  # (N, 4) the user's items before it, latest first, 0 where there is none
+    weights: F64  # (N,) how much this type of event counts
+    bought: Bool  # (N,)
+    times: I64  # (N,) event time, ms
+
+
+class Policy(Protocol):
+    name: str
+
+    def decide(self, query: Query, k: int) -> Slates:
+        """Slates with exact propensities; pure: the policy is not changed."""
+        ...
+
+    def distributions(self, query: Query, slates: I64) -> tuple[F64, F64]:
+        """The explicit distribution of each position given the items above it in `slates` (B, k).
+
+        Returns probabilities (B, k, n), summing to 1 over the candidates still left, and scores (B, n).
+        """
+        ...
+
+    def learn(self, examples: Examples) -> None: ...
+
+    def learn_behaviour(self, behaviour: BehaviourBatch) -> None: ...
+
+    def snapshot(self) -> tuple[Arrays, Meta]: ...
+
+    def restore(self, arrays: Arrays, meta: Meta) -> None: ...

@@ -1,0 +1,249 @@
+"""What travels between headrace's own roles: msgpack arrays, typed, one union a topic.
+
+Internal: documented in docs/events.md, free to change between minor versions (fields are only appended, so that a
+record of the release before is read).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+Context = dict[str, str | float | bool]
+
+
+# -- interactions: ingest → worker ------------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, array_like=True, tag=1, gc=False, frozen=True):
+    """One validated event. `sent_ms` is the Kafka timestamp of the shop's message."""
+
+    event_id: str
+    user_id: str
+    type: str
+    ts: int
+    sent_ms: int
+    item_id: str | None = None
+    value: float | None = None
+    quantity: float | None = None
+    order_id: str | None = None
+    recommendation_id: str | None = None
+    position: int | None = None
+    placement: str | None = None
+    text: str | None = None
+    context: Context | None = None
+    shown: list[str] | None = None
+
+
+class Request(msgspec.Struct, array_like=True, tag=2, gc=False, frozen=True):
+    """One validated request for a slate."""
+
+    request_id: str
+    user_id: str
+    ts: int
+    sent_ms: int
+    k: int | None = None
+    placement: str | None = None
+    anchor_item_id: str | None = None
+    candidates: list[str] | None = None
+    exclude: list[str] | None = None
+    context: Context | None = None
+
+
+class Identity(msgspec.Struct, array_like=True, tag=3, gc=False, frozen=True):
+    """An anonymous id turns out to be a known user."""
+
+    user_id: str
+    anonymous_id: str
+    ts: int
+    sent_ms: int
+
+
+class Erasure(msgspec.Struct, array_like=True, tag=4, gc=False, frozen=True):
+    """Forget this user: what is older than `ts` is dropped when it comes."""
+
+    user_id: str
+    ts: int
+    sent_ms: int
+
+
+Entry = Event | Request | Identity | Erasure
+
+
+class Batch(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One record of `interactions`: a micro-batch in the order read, or a tick when `entries` is empty.
+
+    `source` is the source, as `topic/partition`. `watermark` is the largest event time (ms) that this source has read, 0
+    where unknown. An `idle` source holds no partition's event time back: that is the smallest watermark among the sources
+    that are not idle, or the largest of all where every one is. It never falls. `tick`: nothing else would have been
+    written now; the learner cuts a version here.
+    """
+
+    source: str
+    watermark: int
+    idle: bool = False
+    tick: bool = False
+    entries: list[Entry] = []
+
+
+# -- item-vectors: catalogue → worker ---------------------------------------------------------------------------------
+
+
+class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One item as the catalogue knows it; the key is the item id, a null value removes it.
+
+    `vector` is float16, L2-normalised, shape (text_dim,), empty for a cold id. `vector_hash` names its content.
+    `source` and `offset` are the coordinates of the shop's message: a record with an older offset is ignored.
+    """
+
+    item_id: str
+    source: int
+    offset: int
+    vector: bytes
+    vector_hash: str
+    price: float | None = None
+    category: str | None = None
+    available: bool = True
+    title: str | None = None
+    removed: bool = False
+    sent_ms: int = 0
+
+
+# -- transitions: worker → learner ------------------------------------------------------------------------------------
+
+
+class Opened(msgspec.Struct, array_like=True, tag=1, gc=False, frozen=True):
+    """A decision with all that learning needs. Arrays are little-endian bytes.
+
+    k = items in the slate, n = candidates, d = state, m = scalar features, c = context features.
+    """
+
+    recommendation_id: str
+    user_id: str
+    ts: int
+    sent_ms: int
+    placement: str
+    arm: str
+    policy: str
+    policy_version: int
+    encoder_version: str
+    trigger_kind: str
+    trigger_id: str
+    slate: list[str]  # k item ids
+    propensities: bytes  # float64 (k,)
+    state: bytes  # float32 (d,)
+    context: bytes  # float32 (c,)
+    items: bytes  # float16 (k, d): the slate's item vectors in the state's space
+    scalars: bytes  # float32 (k, m)
+    candidates: bytes  # uint64 (n,): item keys
+    explored: bytes  # uint8 (k,)
+
+
+class Outcome(msgspec.Struct, array_like=True, tag=2, gc=False, frozen=True):
+    """What the user did with a decision, at once. An impression is an outcome whose `positions` were shown.
+
+    `reward` is this outcome's reward (per position) under `reward_version`; a `return` carries what it takes back, negative.
+    `matched` is "id" (the event named the decision) or "item" (the latest decision that showed the item).
+    """
+
+    recommendation_id: str
+    outcome_id: str
+    type: str
+    ts: int
+    sent_ms: int
+    positions: list[int]
+    reward: float
+    value: float | None
+    quantity: float | None
+    matched: str
+    reward_version: str
+    user_id: str
+    arm: str = ""
+    opened_ts: int = 0
+
+
+class Closed(msgspec.Struct, array_like=True, tag=3, gc=False, frozen=True):
+    """The end of a decision. `closed_as`: shown, unshown, altered (the shop showed something else), erased.
+
+    `shown` are the positions shown, `rewards` their rewards, in the same order.
+    """
+
+    recommendation_id: str
+    user_id: str
+    arm: str
+    opened_ts: int
+    ts: int
+    closed_as: str
+    shown: list[int]
+    rewards: list[float]
+    reward_version: str
+    next_recommendation_id: str | None = None
+    elapsed_ms: int | None = None  # from this decision to the next; None where there is none (terminal)
+    next_state: bytes | None = None  # float32 (d,)
+
+
+class Behaviour(msgspec.Struct, array_like=True, tag=4, gc=False, frozen=True):
+    """One interaction with an item, for popularity and co-occurrence. `previous` are the item keys before it, latest first."""
+
+    item: int
+    type: str
+    ts: int
+    previous: bytes  # uint64 (≤ 4,)
+
+
+class Erased(msgspec.Struct, array_like=True, tag=5, gc=False, frozen=True):
+    """This user was erased: his open decisions end here."""
+
+    user_id: str
+    ts: int
+
+
+Transition = Opened | Outcome | Closed | Behaviour | Erased
+
+
+class Transitions(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One record of `transitions`: what one record of `interactions` led to."""
+
+    partition: int
+    offset: int
+    event_time: int
+    tick: bool
+    records: list[Transition]
+
+
+# -- policy-versions: learner → worker --------------------------------------------------------------------------------
+
+
+class PolicyVersion(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One record of `policy-versions`, keyed by `part`: the learner's committed checkpoint and what the workers serve.
+
+    `part` is the policy's name, or a shard of it (`item_to_item/17`). `offset` is the last `transitions` offset this part
+    has learned from, `replay_from` the offset from which a restart must read to rebuild what is not in `arrays`.
+    """
+
+    part: str
+    policy: str
+    version: int
+    offset: int
+    replay_from: int
+    created_ms: int
+    sha256: str
+    arrays: bytes  # safetensors
+    meta: dict[str, str | int | float]
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    return _encoder.encode(record)
+
+
+_encoder = msgspec.msgpack.Encoder()
+decode_batch = msgspec.msgpack.Decoder(Batch).decode
+decode_item = msgspec.msgpack.Decoder(Item).decode
+decode_transitions = msgspec.msgpack.Decoder(Transitions).decode
+decode_policy_version = msgspec.msgpack.Decoder(PolicyVersion).decode
+
+
+def item_key(item_id: str) -> int:
+    """The 64-bit key of an item inside headrace: BLAKE2b of its id. Two of 10⁶ items collide with probability 3·10⁻⁸."""
+    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")

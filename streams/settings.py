@@ -1,0 +1,255 @@
+"""Settings: one `headrace.toml`, every value overridable from the environment, validated before anything starts.
+
+`HEADRACE_SECTION__NAME` overrides `[section] name`, `HEADRACE_NAME` a value outside the sections; under `[kafka]` an
+underscore in NAME stands for a dot. This module is the only reader of the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from headrace.streams.errors import SettingsError
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
+
+
+def duration_ms(value: Any) -> Any:
+    """`"30m"` → 1,800,000. Units: ms, s, m, h, d; a bare number is milliseconds."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value)
+        if not match:
+            raise ValueError('write a duration such as "250ms", "30m" or "7d"')
+        return int(float(match[1]) * _UNITS[match[2] or "ms"])
+    return value
+
+
+Duration = Annotated[int, BeforeValidator(duration_ms), Field(ge=0)]
+"""Milliseconds, written `"30m"` or `"7d"` in the settings."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Topics(Section):
+    """How many partitions each topic gets when headrace creates it, and how long it is kept."""
+
+    prefix: str = "headrace."
+    events_partitions: int = Field(4, ge=1)
+    requests_partitions: int = Field(2, ge=1)
+    interactions_partitions: int = Field(4, ge=1)  # fixed at creation: the user's partition is murmur2(user) mod this
+    replication_factor: int = Field(1, ge=1)
+    retention: Duration = duration_ms("7d")
+    max_message_bytes: int = Field(1_048_588, ge=65_536)
+    large_message_bytes: int = Field(16_777_216, ge=1_048_576)  # dead-letters and policy-versions
+
+
+class Ingest(Section):
+    batch_bytes: int = Field(524_288, ge=4_096)  # a micro-batch is split at this size
+    buffer_bytes: int = Field(33_554_432, ge=1_048_576)  # at most this much is read ahead
+    tick: Duration = 250
+    idle_after: Duration = duration_ms("2s")  # a source partition silent for so long holds no watermark back
+    max_ahead: Duration = duration_ms("5m")
+
+
+class EventType(Section):
+    """What an event of this type needs, does and earns."""
+
+    item: Literal["required", "optional", "none"] = "required"
+    text: Literal["required", "optional", "none"] = "optional"
+    due: bool = True  # makes its user due for a slate
+    history: bool = True  # enters the user's history
+    consumes: bool = False  # the item counts as consumed
+    reward: float = 0.0
+    times: Literal["one", "value", "quantity", "value_quantity"] = "one"  # reward is weight × this
+    window: Duration = duration_ms("30m")  # attribution window, 30 minutes to 30 days
+
+
+def builtin_event_types() -> dict[str, EventType]:
+    """The types of the contract, with the rewards and windows a shop would start from."""
+    return {
+        "view": EventType(reward=0.0),
+        "click": EventType(reward=1.0),
+        "like": EventType(reward=1.0, window=duration_ms("1d")),
+        "share": EventType(reward=1.0, window=duration_ms("1d")),
+        "add_to_cart": EventType(reward=2.0, window=duration_ms("1d")),
+        "remove_from_cart": EventType(reward=-1.0, window=duration_ms("1d")),
+        "purchase": EventType(reward=5.0, consumes=True, window=duration_ms("7d")),
+        "return": EventType(history=False, window=duration_ms("30d")),
+        "dwell": EventType(history=False),
+        "rating": EventType(reward=0.0, consumes=True, window=duration_ms("7d")),
+        "dismiss": EventType(due=False, history=False, reward=-1.0, window=duration_ms("1d")),
+        "search": EventType(item="optional", text="required"),
+        "comment": EventType(item="optional", text="required"),
+        "post": EventType(item="optional", text="required"),
+        "impression": EventType(item="none", due=False, history=False, window=duration_ms("1d")),
+    }
+
+
+class Placement(Section):
+    k: int = Field(10, ge=1, le=100)
+
+
+class ContextField(Section):
+    """A declared context field: `values` makes it one-hot, else it is a number divided by `scale`."""
+
+    values: tuple[str, ...] = ()
+    scale: float = Field(1.0, gt=0)
+
+
+class Consumed(Section):
+    """What becomes of consumed items: "exclude", "keep", or a duration after which they may return."""
+
+    default: str = "exclude"
+    categories: dict[str, str] = {}  # a category or its prefix before "/"
+    items: dict[str, str] = {}
+    cap: int = Field(64, ge=0, le=1_000)  # consumed items remembered a user
+
+    @model_validator(mode="after")
+    def _readable(self) -> Consumed:
+        for value in (self.default, *self.categories.values(), *self.items.values()):
+            if value not in ("exclude", "keep"):
+                duration_ms(value)
+        return self
+
+
+class Catalogue(Section):
+    text_model: str = "all-MiniLM-L6-v2"  # a name the export knows, or the folder of an exported artifact
+    batch: int = Field(32, ge=1)
+    threads: int = Field(1, ge=1)
+
+
+class Encoder(Section):
+    artifact: str = "default"  # or the folder of an exported user encoder
+    cache_bytes: int = Field(67_108_864, ge=0)
+    threads: int = Field(1, ge=1)
+
+
+class Worker(Section):
+    history: int = Field(50, ge=2, le=500)
+    seen: int = Field(32, ge=1, le=4_096)  # event ids remembered a user: the horizon for duplicates
+    pending: int = Field(20, ge=1, le=1_000)  # open decisions a user
+    max_trigger_age: Duration = duration_ms("10m")
+    candidates: int = Field(120, ge=10, le=2_000)
+    standby_replicas: int = Field(0, ge=0)
+    store: Literal["memory"] = "memory"
+    session_timeout: Duration = duration_ms("10s")
+
+
+class Decisions(Section):
+    assume_shown: bool = False  # for shops that cannot send impressions: every slate counts as shown
+    grace: Duration = duration_ms("1m")  # closing waits so much longer than the widest window
+    reward_version: str = "r1"
+
+
+def _known_policy(name: str) -> str:
+    known = ("random", "popular", "item_to_item", "linucb", "lints", "neural_linear")
+    if name not in known:
+        raise ValueError(f"unknown policy; choose one of {', '.join(known)}")
+    return name
+
+
+PolicyName = Annotated[str, AfterValidator(_known_policy)]
+
+
+class Policy(Section):
+    name: PolicyName = "neural_linear"  # what the arm called `policy` runs
+    floor: float = Field(0.1, gt=0, lt=1)  # share of each position spread evenly over its candidates
+    alpha: float = Field(0.5, ge=0)  # LinUCB's width, Thompson sampling's scale
+    draws: int = Field(32, ge=1, le=512)  # posterior draws that make the explicit distribution
+    ridge: float = Field(1.0, gt=0)
+    seed: int = 7
+
+
+class Arms(Section):
+    """The traffic split, by stable hash of the user. Shares sum to 1."""
+
+    salt: str = "arms-1"
+    shares: dict[str, float] = {"policy": 0.7, "item_to_item": 0.1, "popular": 0.1, "random": 0.1}
+    policies: dict[str, PolicyName] = {}  # what an arm runs, where it is neither `policy` nor a policy's own name
+
+    @model_validator(mode="after")
+    def _whole(self) -> Arms:
+        total = sum(self.shares.values())
+        if abs(total - 1) > 1e-6 or min(self.shares.values()) < 0:
+            raise ValueError(f"shares sum to {total:g}: make them sum to 1")
+        return self
+
+
+class Learner(Section):
+    open_decisions: int = Field(50_000, ge=100)  # decisions whose features are kept for outcomes still to come
+    publish_messages: int = Field(64, ge=1)  # a version falls after so many transitions messages, or at a tick
+    keep_versions: Duration = duration_ms("1d")
+
+
+class Metrics(Section):
+    port: int = Field(9108, ge=0, le=65_535)
+    host: str = "127.0.0.1"
+
+
+class Settings(BaseSettings):
+    """Everything headrace can be told. Unknown keys are refused by name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    data_dir: Path = Path(".headrace")
+    kafka: dict[str, str] = Field(default_factory=dict)
+    topics: Topics = Topics()
+    ingest: Ingest = Ingest()
+    event_types: dict[str, EventType] = Field(default_factory=builtin_event_types)
+    placements: dict[str, Placement] = Field(default_factory=lambda: {"default": Placement()})
+    context: dict[str, ContextField] = Field(default_factory=dict)
+    consumed: Consumed = Consumed()
+    catalogue: Catalogue = Catalogue()
+    encoder: Encoder = Encoder()
+    worker: Worker = Worker()
+    decisions: Decisions = Decisions()
+    policy: Policy = Policy()
+    arms: Arms = Arms()
+    learner: Learner = Learner()
+    metrics: Metrics = Metrics()
+
+    @property
+    def bootstrap(self) -> str:
+        return self.kafka.get("bootstrap.servers", "127.0.0.1:9092")
+
+    @property
+    def close_after_ms(self) -> int:
+        """A decision closes when the widest window that earns, and the grace, have passed."""
+        earning = [t.window for n, t in self.event_types.items() if t.reward or n == "impression"]
+        return max(earning, default=0) + self.decisions.grace
+
+    def topic(self, name: str) -> str:
+        return self.topics.prefix + name
+
+
+class _Toml(PydanticBaseSettingsSource):
+    """The settings file, already read."""
+
+    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._values = values
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._values
+
+
+def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Reads `path` (default: `headrace.toml` in the current folder, if it is there), then the environment.
+
+    Raises SettingsError, in one line that names each key, its value and the cure.
+    """
+    raise NotImplementedError
