@@ -2,7 +2,6 @@
 
     decide(query, k)   -> Slates, each position with its exact propensity
     learn(examples)    -> the policy moved on; the same examples in the same order give the same bits
-    learn_behaviour(…) -> popularity and co-occurrence, from what users did by themselves
     snapshot/restore   -> named arrays and plain numbers, nothing that executes
 
 B = decisions, n = candidates (padded), d = state and item dimension, m = scalar features, c = context features.
@@ -30,7 +29,6 @@ class Query:
     """A batch of decisions to take. Rows are independent: a decision alone and in a batch gets the same slate.
 
     `streams` are one 64-bit counter-based random stream a decision; draw number j of a stream depends on (stream, j) alone.
-    `recent` holds the item keys of the user's history, latest first, 0 where there is none.
     """
 
     states: F32  # (B, d)
@@ -39,7 +37,6 @@ class Query:
     items: F32  # (B, n, d) item vectors in the state's space
     scalars: F32  # (B, n, m) per candidate: see features.SCALARS
     mask: Bool  # (B, n) False where padded
-    recent: U64  # (B, h)
     streams: U64  # (B,)
 
 
@@ -72,17 +69,6 @@ class Examples:
     ids: U64  # (N,) one id per shown position: a correction carries its example's
 
 
-@dataclass(frozen=True)
-class BehaviourBatch:
-    """Interactions with items, in log order."""
-
-    items: U64  # (N,)
-    previous: U64  # (N, 4) the user's items before it, latest first, 0 where there is none
-    weights: F64  # (N,) how much this type of event counts
-    bought: Bool  # (N,)
-    times: I64  # (N,) event time, ms
-
-
 class Policy(Protocol):
     name: str
 
@@ -98,8 +84,6 @@ class Policy(Protocol):
         ...
 
     def learn(self, examples: Examples) -> None: ...
-
-    def learn_behaviour(self, behaviour: BehaviourBatch) -> None: ...
 
     def snapshot(self) -> tuple[Arrays, Meta]: ...
 
