@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
@@ -13,6 +13,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
         self.registry = registry
         self.role = role
+        ProcessCollector(registry=registry)  # process_*: memory, CPU, open files, start time
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"headrace_{name}", text, labels, registry=registry)
@@ -27,6 +28,8 @@ class Metrics:
         self.info.labels(role).set(1)
         # every role
         self.lag = gauge("consumer_lag_messages", "Messages not yet read", "topic", "partition")
+        self.high_watermark = gauge("high_watermark_offset", "End of a partition, open transactions included", "topic", "partition")
+        self.last_stable = gauge("last_stable_offset", "End of what read_committed consumers may read", "topic", "partition")
         self.stage = seconds("stage_duration", "Time of one stage of one batch", "stage")
         self.commits = counter("transactions_total", "Transactions", "outcome")  # committed, retried, failed
         self.recoveries = counter("recoveries_total", "Partitions recovered from the log")
@@ -69,3 +72,14 @@ class Metrics:
         self.learner_dropped = counter("learner_unmatched_total", "Outcomes whose decision the learner no longer holds")
         self.versions = counter("policy_versions_total", "Policy versions published", "policy")
         self.outcome_to_policy = seconds("outcome_to_policy", "From the shop's send of an outcome to the committed version that knows it")
+
+        # A counter first seen at 1 has no increase: what alerts watch is there from the start, at 0.
+        for family, values in (
+            (self.commits, ("committed", "retried", "failed")),
+            (self.text_cache, ("hit", "miss")),
+            (self.item_changes, ("new", "changed", "removed")),
+            (self.encoder_cache, ("hit", "rebuilt")),
+            (self.learner_steps, ("fresh", "correction")),
+        ):
+            for value in values:
+                family.labels(value)
