@@ -16,7 +16,7 @@ Context = dict[str, str | float | bool]
 # -- interactions: ingest → worker ------------------------------------------------------------------------------------
 
 
-class Event(msgspec.Struct, array_like=True, tag=1, gc=False, frozen=True):
+class Event(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False, frozen=True):
     """One validated event. `sent_ms` is the Kafka timestamp of the shop's message."""
 
     event_id: str
@@ -36,7 +36,7 @@ class Event(msgspec.Struct, array_like=True, tag=1, gc=False, frozen=True):
     shown: list[str] | None = None
 
 
-class Request(msgspec.Struct, array_like=True, tag=2, gc=False, frozen=True):
+class Request(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
     """One validated request for a slate."""
 
     request_id: str
@@ -51,7 +51,7 @@ class Request(msgspec.Struct, array_like=True, tag=2, gc=False, frozen=True):
     context: Context | None = None
 
 
-class Identity(msgspec.Struct, array_like=True, tag=3, gc=False, frozen=True):
+class Identity(msgspec.Struct, array_like=True, tag_field="kind", tag=3, gc=False, frozen=True):
     """An anonymous id turns out to be a known user."""
 
     user_id: str
@@ -60,7 +60,7 @@ class Identity(msgspec.Struct, array_like=True, tag=3, gc=False, frozen=True):
     sent_ms: int
 
 
-class Erasure(msgspec.Struct, array_like=True, tag=4, gc=False, frozen=True):
+class Erasure(msgspec.Struct, array_like=True, tag_field="kind", tag=4, gc=False, frozen=True):
     """Forget this user: what is older than `ts` is dropped when it comes."""
 
     user_id: str
@@ -113,7 +113,7 @@ class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
 # -- transitions: worker → learner ------------------------------------------------------------------------------------
 
 
-class Opened(msgspec.Struct, array_like=True, tag=1, gc=False, frozen=True):
+class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False, frozen=True):
     """A decision with all that learning needs. Arrays are little-endian bytes.
 
     k = items in the slate, n = candidates, d = state, m = scalar features, c = context features.
@@ -140,7 +140,7 @@ class Opened(msgspec.Struct, array_like=True, tag=1, gc=False, frozen=True):
     explored: bytes  # uint8 (k,)
 
 
-class Outcome(msgspec.Struct, array_like=True, tag=2, gc=False, frozen=True):
+class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
     """What the user did with a decision, at once. An impression is an outcome whose `positions` were shown.
 
     `reward` is this outcome's reward (per position) under `reward_version`; a `return` carries what it takes back, negative.
@@ -163,7 +163,7 @@ class Outcome(msgspec.Struct, array_like=True, tag=2, gc=False, frozen=True):
     opened_ts: int = 0
 
 
-class Closed(msgspec.Struct, array_like=True, tag=3, gc=False, frozen=True):
+class Closed(msgspec.Struct, array_like=True, tag_field="kind", tag=3, gc=False, frozen=True):
     """The end of a decision. `closed_as`: shown, unshown, altered (the shop showed something else), erased.
 
     `shown` are the positions shown, `rewards` their rewards, in the same order.
@@ -183,7 +183,7 @@ class Closed(msgspec.Struct, array_like=True, tag=3, gc=False, frozen=True):
     next_state: bytes | None = None  # float32 (d,)
 
 
-class Behaviour(msgspec.Struct, array_like=True, tag=4, gc=False, frozen=True):
+class Behaviour(msgspec.Struct, array_like=True, tag_field="kind", tag=4, gc=False, frozen=True):
     """One interaction with an item, for popularity and co-occurrence. `previous` are the item keys before it, latest first."""
 
     item: int
@@ -192,7 +192,7 @@ class Behaviour(msgspec.Struct, array_like=True, tag=4, gc=False, frozen=True):
     previous: bytes  # uint64 (≤ 4,)
 
 
-class Erased(msgspec.Struct, array_like=True, tag=5, gc=False, frozen=True):
+class Erased(msgspec.Struct, array_like=True, tag_field="kind", tag=5, gc=False, frozen=True):
     """This user was erased: his open decisions end here."""
 
     user_id: str
