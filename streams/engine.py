@@ -1,0 +1,469 @@
+"""One partition of the worker, without Kafka: a record of `interactions` in, its effects out.
+
+`apply` reads top to bottom as the story of a record. It is pure until `accept`: a record that fails leaves no trace, so
+that it can be tried again in parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from headrace.streams.clock import EventClock
+from headrace.streams.decisions import Decisions, arm_code, recommendation_name
+from headrace.streams.metrics import Metrics
+from headrace.streams.policies import arm_of
+from headrace.streams.recommend import Ask, Recommender
+from headrace.streams.records import (
+    Batch,
+    Behaviour,
+    Entry,
+    Erased,
+    Erasure,
+    Event,
+    Identity,
+    Opened,
+    Request,
+    Transition,
+    Transitions,
+    encode,
+    item_key,
+)
+from headrace.streams.settings import Settings
+from headrace.streams.state import UserState, short_hash, type_codes
+
+PROGRESS = b"\0progress"  # changelog key of a partition's progress: never a user's, those begin with "u"
+ERASED = b"\0erased/"  # changelog keys of erasures, by hash of the user
+_BUCKET_MS = 60_000
+_BYTES_PER_TRANSITIONS = 400_000
+
+
+class Progress(msgspec.Struct, array_like=True):
+    """What a partition's transaction commits beside the states: how far it is, its clock and its cumulative counts."""
+
+    offset: int = -1
+    clock: dict[str, tuple[int, bool]] = {}
+    event_time: int = 0
+    counts: dict[str, int] = {}
+
+
+_encode_progress = msgspec.msgpack.Encoder().encode
+decode_progress = msgspec.msgpack.Decoder(Progress).decode
+
+
+@dataclass
+class Effects:
+    """What one record led to, not yet true."""
+
+    offset: int
+    changes: dict[bytes, bytes | None] = field(default_factory=dict)  # changelog key -> value
+    recommendations: list[tuple[str, bytes]] = field(default_factory=list)  # (user_id, JSON)
+    transitions: list[bytes] = field(default_factory=list)
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)  # metric's name, labels
+    freshness: list[int] = field(default_factory=list)  # sent_ms of the triggers answered
+    propensities: list[tuple[str, float]] = field(default_factory=list)
+    calibration: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # arm -> reward, as it comes
+    failed: list[tuple[Entry, Exception]] = field(default_factory=list)
+    expiry: dict[int, list[str]] = field(default_factory=dict)  # new registrations
+    expired: list[int] = field(default_factory=list)  # buckets that were emptied
+    open_change: int = 0
+    clock: EventClock | None = None
+
+
+def user_key(user_id: str) -> bytes:
+    return b"u" + user_id.encode()
+
+
+class Engine:
+    """One assigned partition: its states, clock and open decisions. `states` maps changelog keys to packed states."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        partition: int,
+        recommender: Recommender,
+        *,
+        states: dict[bytes, bytes] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.partition = partition
+        self.states: dict[bytes, bytes] = {} if states is None else states
+        progress = progress or Progress(clock={}, counts={})
+        self.applied = progress.offset
+        self.counts: Counter[str] = Counter(progress.counts)
+        self.clock = EventClock(dict(progress.clock), progress.event_time)
+        self._settings = settings
+        self._recommender = recommender
+        self._decisions = Decisions(settings, settings.arms.shares)
+        self._codes = type_codes(settings)
+        self._expiry: dict[int, list[str]] = {}
+        self.open_decisions = 0
+        self.state_bytes = 0
+        for key, raw in self.states.items():
+            self.state_bytes += len(raw)
+            if key.startswith(b"u"):
+                state = UserState.unpack(raw)
+                self.open_decisions += state.pending_count
+                oldest = state.oldest_ts()
+                if oldest is not None:
+                    self._expiry.setdefault(self._bucket(oldest), []).append(key[1:].decode())
+
+    # -- one record ---------------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch, offset: int) -> Effects:
+        """Drop what was seen, join outcomes, append to histories, expire, encode and decide, publish. Raises nothing of
+        an entry's making: an entry that fails alone is in `failed`, and the others are applied without it."""
+        try:
+            return self._apply(batch, offset, batch.entries)
+        except Exception:
+            self._recommender.forget()
+            bad = self._culprits(batch, offset, batch.entries)
+            keep = [e for i, e in enumerate(batch.entries) if i not in {i for i, _ in bad}]
+            effects = self._apply(batch, offset, keep)
+            effects.failed = [(batch.entries[i], error) for i, error in bad]
+            return effects
+
+    def _culprits(self, batch: Batch, offset: int, entries: list[Entry]) -> list[tuple[int, Exception]]:
+        """Indexes of entries that fail, found by halving."""
+
+        def search(indexes: list[int]) -> list[tuple[int, Exception]]:
+            try:
+                self._apply(batch, offset, [entries[i] for i in indexes])
+                return []
+            except Exception as error:
+                self._recommender.forget()
+                if len(indexes) <= 1:
+                    if not indexes:
+                        raise  # it fails without any entry: not an entry's fault
+                    return [(indexes[0], error)]
+            half = len(indexes) // 2
+            return search(indexes[:half]) + search(indexes[half:])
+
+        return search(list(range(len(entries))))
+
+    def _apply(self, batch: Batch, offset: int, entries: Iterable[Entry]) -> Effects:
+        step = _Step(self, offset, self.clock.advanced(batch))
+        for entry in entries:
+            step.take(entry)
+        step.expire()
+        step.decide()
+        return step.finish(tick=batch.tick and self.partition == 0)
+
+    def accept(self, effects: Effects) -> None:
+        """Makes the effects true in memory; they must then be committed, or the process ends."""
+        assert effects.clock is not None
+        self.clock = effects.clock
+        self.applied = effects.offset
+        for key, value in effects.changes.items():
+            if key == PROGRESS:
+                continue
+            old = self.states.get(key)
+            self.state_bytes += (len(value) if value else 0) - (len(old) if old else 0)
+            if value is None:
+                self.states.pop(key, None)
+            else:
+                self.states[key] = value
+        for bucket in effects.expired:
+            self._expiry.pop(bucket, None)
+        for bucket, users in effects.expiry.items():
+            self._expiry.setdefault(bucket, []).extend(users)
+        self.open_decisions += effects.open_change
+        for name, amount in effects.counts.items():
+            self.counts[_book_name(name)] += amount
+
+    def progress(self) -> bytes:
+        """The record that commits how far this partition is."""
+        return _encode_progress(
+            Progress(self.applied, self.clock.sources, self.clock.now, {k: v for k, v in self.counts.items() if v})
+        )
+
+    def _bucket(self, opened_ts: int) -> int:
+        return self._decisions.expires_at(opened_ts) // _BUCKET_MS + 1
+
+
+def _book_name(name: tuple[str, ...]) -> str:
+    return "/".join(name)
+
+
+class _Step:
+    """One record's work: everything it touches is here, and the engine is only read."""
+
+    def __init__(self, engine: Engine, offset: int, clock: EventClock) -> None:
+        self.engine = engine
+        self.settings = engine._settings
+        self.decisions = engine._decisions
+        self.offset = offset
+        self.clock = clock
+        self.effects = Effects(offset, clock=clock)
+        self.counts = self.effects.counts
+        self.touched: dict[str, UserState] = {}
+        self.gone: set[str] = set()
+        self.erasures: dict[bytes, bytes] = {}
+        self.due: dict[str, Event] = {}
+        self.requests: list[Request] = []
+        self.records: list[Transition] = []
+
+    # 1-3. entries, in the order read
+
+    def take(self, entry: Entry) -> None:
+        if isinstance(entry, Event):
+            self._event(entry)
+        elif isinstance(entry, Request):
+            self._request(entry)
+        elif isinstance(entry, Erasure):
+            self._erasure(entry)
+        elif isinstance(entry, Identity):
+            self.counts["identities", "counted"] += 1
+
+    def _event(self, event: Event) -> None:
+        if self._erased_before(event.user_id) >= event.ts:
+            self.counts["events", event.type, "erased"] += 1
+            return
+        state = self._state(event.user_id)
+        if not state.see(short_hash("e", event.event_id), horizon=self.settings.worker.seen):
+            self.counts["events", event.type, "duplicate"] += 1
+            return
+        self.counts["events", event.type, "applied"] += 1
+        rule = self.settings.event_types[event.type]
+        outcome, word = self.decisions.join(state, event)
+        if word is not None:
+            self.counts["outcomes", event.type, word] += 1
+        if outcome is not None:
+            self.records.append(outcome)
+            self.effects.rewards[outcome.arm] += outcome.reward
+        if rule.history:
+            self._remember(state, event)
+        if rule.due:
+            self.due[event.user_id] = event
+
+    def _remember(self, state: UserState, event: Event) -> None:
+        """Appends to the history: the item where there is one, else the words."""
+        code = self.engine._codes[event.type]
+        rule = self.settings.event_types[event.type]
+        if event.item_id is not None:
+            key = item_key(event.item_id)
+            previous = state.history_keys()[:-5:-1]
+            self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
+            if rule.consumes:
+                consumed = state.note().consumed
+                consumed.pop(key, None)
+                consumed[key] = event.ts // 1000
+                while len(consumed) > self.settings.consumed.cap:
+                    consumed.pop(next(iter(consumed)))
+            state.append(key, type_code=code, ts=event.ts, window=self.settings.worker.history)
+        if event.text:
+            key = short_hash("text", event.text)
+            state.note().texts[key] = self.engine._recommender.text_vector(event.text)
+            state.append(key, type_code=code, ts=event.ts, window=self.settings.worker.history)
+
+    def _request(self, request: Request) -> None:
+        if self._erased_before(request.user_id) >= request.ts:
+            self.counts["requests", "erased"] += 1
+            return
+        state = self._state(request.user_id)
+        if not state.see(short_hash("q", request.request_id), horizon=self.settings.worker.seen):
+            self.counts["requests", "duplicate"] += 1
+            return
+        self.counts["requests", "applied"] += 1
+        self.requests.append(request)
+
+    def _erasure(self, erasure: Erasure) -> None:
+        """The user's state, open decisions and changelog entry go; a hash and a time stay, against late events."""
+        self.counts["erasures", "applied"] += 1
+        user = erasure.user_id
+        state = self._state(user)
+        while state.pending_count:
+            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=user, erased=True)
+            self.counts["closed", closed.arm, "erased"] += 1
+            self.records.append(closed)
+            self.effects.open_change -= 1
+        self.records.append(Erased(user, erasure.ts))
+        self.touched[user] = UserState()
+        self.gone.add(user)
+        self.due.pop(user, None)
+        self.requests = [r for r in self.requests if r.user_id != user]
+        self.engine._recommender.evict(user)
+        at = max(erasure.ts, self._erased_before(user))
+        self.erasures[_erased_key(user)] = at.to_bytes(8, "little")
+
+    def _erased_before(self, user: str) -> int:
+        key = _erased_key(user)
+        raw = self.erasures.get(key) or self.engine.states.get(key)
+        return int.from_bytes(raw, "little") if raw else -1
+
+    def _state(self, user: str) -> UserState:
+        state = self.touched.get(user)
+        if state is None:
+            raw = self.engine.states.get(user_key(user))
+            state = self.touched[user] = UserState() if raw is None else UserState.unpack(raw)
+        self.gone.discard(user)
+        return state
+
+    # 4. what the tick has passed
+
+    def expire(self) -> None:
+        now = self.clock.now
+        last = now // _BUCKET_MS
+        passed = [b for b in self.engine._expiry if b <= last]
+        for bucket in sorted(passed):
+            self.effects.expired.append(bucket)
+            for user in self.engine._expiry[bucket]:
+                known = user in self.touched or user_key(user) in self.engine.states
+                if not known or user in self.gone:
+                    continue
+                state = self._state(user)
+                for closed in self.decisions.close_passed(state, now=now, user_id=user):
+                    self._closed(closed.arm, closed.closed_as)
+                    self.records.append(closed)
+                self._register(user, state)
+
+    def _register(self, user: str, state: UserState) -> None:
+        oldest = state.oldest_ts()
+        if oldest is not None:
+            self.effects.expiry.setdefault(self.engine._bucket(oldest), []).append(user)
+
+    def _closed(self, arm: str, closed_as: str) -> None:
+        self.counts["closed", arm, closed_as] += 1
+        self.effects.open_change -= 1
+
+    # 5-6. encode and decide
+
+    def decide(self) -> None:
+        """One decision a due user, triggered by its last event, and one a request."""
+        oldest = self.clock.now - self.settings.worker.max_trigger_age
+        asks = []
+        for user, event in self.due.items():
+            if event.ts < oldest:
+                self.counts["stale_triggers",] += 1
+                continue
+            asks.append(self._ask(user, "event", event.event_id, event))
+        for request in self.requests:
+            if request.ts < oldest:
+                self.counts["stale_triggers",] += 1
+                continue
+            asks.append(self._ask(request.user_id, "request", request.request_id, request))
+        if not asks:
+            return
+        for ask, decision in zip(asks, self.engine._recommender.decide(asks, now=self.clock.now), strict=True):
+            if decision is None:
+                continue
+            self.effects.recommendations.append((ask.user_id, decision.message))
+            self.effects.freshness.append(ask.sent_ms)
+            if decision.opened is None:
+                continue
+            self.records.append(decision.opened)
+            self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)
+            self.effects.calibration[ask.arm, "expected"] += decision.choices
+            self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]
+            self.counts["decisions", ask.arm, decision.policy] += 1
+            self._open(ask, decision.keys)
+
+    def _ask(self, user: str, kind: str, trigger: str, source: Event | Request) -> Ask:
+        digest = hashlib.blake2b(
+            "\0".join((str(self.engine.partition), str(self.offset), user, kind, trigger)).encode(), digest_size=20
+        ).digest()
+        return Ask(
+            user_id=user,
+            state=self._state(user),
+            arm=arm_of(self.settings, user),
+            trigger_kind=kind,
+            trigger_id=trigger,
+            ts=source.ts,
+            sent_ms=source.sent_ms,
+            placement=source.placement if source.placement in self.settings.placements else "default",
+            context=source.context or {},
+            recommendation=digest[:12],
+            stream=int.from_bytes(digest[12:], "little"),
+            request=source if isinstance(source, Request) else None,
+        )
+
+    def _open(self, ask: Ask, keys: bytes) -> None:
+        state = ask.state
+        if not state.pending_count:
+            self.effects.expiry.setdefault(self.engine._bucket(ask.ts), []).append(ask.user_id)
+        state.open(ask.recommendation, ts=ask.ts, arm=arm_code(ask.arm), keys=keys)
+        self.effects.open_change += 1
+        while state.pending_count > self.settings.worker.pending:
+            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=ask.user_id)
+            self._closed(closed.arm, closed.closed_as)
+            self.counts["pending_capped",] += 1
+            self.records.append(closed)
+
+    # 7. what is to be published
+
+    def finish(self, *, tick: bool) -> Effects:
+        effects = self.effects
+        for user, state in self.touched.items():
+            key = user_key(user)
+            if user in self.gone:
+                effects.changes[key] = None
+            else:
+                effects.changes[key] = state.pack()
+        effects.changes.update(self.erasures)
+        if self.records or tick:
+            effects.transitions = list(self._transitions(tick))
+        return effects
+
+    def _transitions(self, tick: bool) -> Iterable[bytes]:
+        """One record, or several where one would be too large; the tick stands on the last."""
+        chunk: list[Transition] = []
+        size = 0
+        for record in self.records:
+            weight = _weight(record)
+            if chunk and size + weight > _BYTES_PER_TRANSITIONS:
+                yield self._encoded(chunk, tick=False)
+                chunk, size = [], 0
+            chunk.append(record)
+            size += weight
+        yield self._encoded(chunk, tick=tick)
+
+    def _encoded(self, records: list[Transition], *, tick: bool) -> bytes:
+        return encode(Transitions(self.engine.partition, self.offset, self.clock.now, tick, records))
+
+
+def _weight(record: Transition) -> int:
+    """About how many bytes a record takes."""
+    if isinstance(record, Opened):
+        arrays = len(record.items) + len(record.candidates) + len(record.scalars) + len(record.state)
+        return arrays + 700 + 300 * len(record.slate)  # ids of items may be 256 bytes
+    return 1_200
+
+
+def _erased_key(user: str) -> bytes:
+    return ERASED + short_hash("erased", user).to_bytes(8, "little")
+
+
+def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
+    """Counts committed effects on the process's metrics."""
+    for name, amount in effects.counts.items():
+        if name[0] == "events":
+            metrics.events.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "outcomes":
+            metrics.outcomes.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "decisions":
+            metrics.decisions.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "closed":
+            metrics.closed.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "pending_capped":
+            metrics.pending_capped.inc(amount)
+        elif name[0] == "stale_triggers":
+            metrics.stale_triggers.inc(amount)
+    for sent_ms in effects.freshness:
+        metrics.freshness.observe(max(0, now_ms - sent_ms) / 1000)
+    for arm, p in effects.propensities:
+        metrics.propensity.labels(arm).observe(p)
+    for (arm, kind), amount in effects.calibration.items():
+        (metrics.calibration_expected if kind == "expected" else metrics.calibration_observed).labels(arm).inc(amount)
+    for arm, reward in effects.rewards.items():
+        if reward >= 0:
+            metrics.reward.labels(arm).inc(reward)
+        else:
+            metrics.reward_returned.labels(arm).inc(-reward)
+
+
+__all__ = ["PROGRESS", "Effects", "Engine", "Progress", "decode_progress", "recommendation_name", "report", "user_key"]

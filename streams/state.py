@@ -1,0 +1,190 @@
+"""A user's state: the exact, small truth that the changelog holds, packed to a few kilobytes.
+
+Layout: a fixed header, then columns. What every event touches (history, seen ids, open decisions) is fixed-width bytes, so
+that an append is a slice and a concatenation; what few users have (`Notes`) is msgpack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.streams.settings import Settings
+
+SCHEMA = 1
+_HEADER = struct.Struct("<BIHHHI")  # schema, events ever appended, history, seen, pending decisions, bytes of pending
+_OPEN = struct.Struct("<12sQBBH")  # recommendation, ts, k, schema of the entry, arm's code
+_KEY = struct.Struct("<Q")
+_SECOND = struct.Struct("<I")
+
+_TYPE_CODES = (
+    "view", "click", "like", "share", "add_to_cart", "remove_from_cart", "purchase", "return", "dwell", "rating",
+    "dismiss", "search", "comment", "post", "impression",
+)  # fmt: skip
+
+
+class Credit(msgspec.Struct, array_like=True):
+    """A purchase that earned: a `return` with its order and item takes it back."""
+
+    order: int  # 64-bit hash of (order_id, item)
+    recommendation: bytes
+    position: int
+    reward: float
+    ts: int
+
+
+class DecisionNotes(msgspec.Struct, array_like=True):
+    """What is known of an open decision beyond its slate."""
+
+    shown: list[int] | None = None  # positions an impression named
+    altered: bool = False  # the shop showed something else
+    named: bool = False  # an outcome named the decision
+    rewards: dict[int, float] = {}  # position -> reward so far
+
+
+class Notes(msgspec.Struct, array_like=True):
+    """What few users have."""
+
+    consumed: dict[int, int] = {}  # item key -> second it was last consumed
+    texts: dict[int, bytes] = {}  # history key of a query or comment -> float16 (d,) vector
+    decisions: dict[bytes, DecisionNotes] = {}
+    credits: list[Credit] = []
+
+
+_encode_notes = msgspec.msgpack.Encoder().encode
+_decode_notes = msgspec.msgpack.Decoder(Notes).decode
+
+
+class OpenDecision(NamedTuple):
+    recommendation: bytes  # 12 bytes
+    ts: int
+    arm: int
+    keys: tuple[int, ...]  # item keys by position
+
+
+def short_hash(*parts: str) -> int:
+    """64 bits of BLAKE2b; parts are kept apart."""
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")
+
+
+class UserState:
+    """One user's state, unpacked. `count` is the number of events ever appended to the history."""
+
+    __slots__ = ("count", "keys", "notes", "pending", "pending_count", "seconds", "seen", "types")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.keys = b""  # uint64 each, oldest first
+        self.types = b""  # uint8 each
+        self.seconds = b""  # uint32 each
+        self.seen = b""  # uint64 each: hashes of event ids, oldest first
+        self.pending = b""  # open decisions, oldest first
+        self.pending_count = 0
+        self.notes: Notes | None = None
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> UserState:
+        """Raises ValueError for a schema that this release does not read."""
+        schema, count, history, seen, pending_count, pending = _HEADER.unpack_from(raw)
+        if schema != SCHEMA:
+            raise ValueError(f"user state of schema {schema}: this release reads schema {SCHEMA}")
+        state = cls.__new__(cls)
+        at = _HEADER.size
+        state.count = count
+        state.keys = raw[at : (at := at + 8 * history)]
+        state.types = raw[at : (at := at + history)]
+        state.seconds = raw[at : (at := at + 4 * history)]
+        state.seen = raw[at : (at := at + 8 * seen)]
+        state.pending = raw[at : (at := at + pending)]
+        state.pending_count = pending_count
+        state.notes = _decode_notes(raw[at:]) if at < len(raw) else None
+        return state
+
+    def pack(self) -> bytes:
+        header = _HEADER.pack(
+            SCHEMA, self.count, len(self.types), len(self.seen) // 8, self.pending_count, len(self.pending)
+        )
+        notes = self.notes
+        if notes is not None and not (notes.consumed or notes.texts or notes.decisions or notes.credits):
+            notes = None
+        tail = b"" if notes is None else _encode_notes(notes)
+        return b"".join((header, self.keys, self.types, self.seconds, self.seen, self.pending, tail))
+
+    # -- seen ids -----------------------------------------------------------------------------------------------------
+
+    def see(self, event: int, *, horizon: int) -> bool:
+        """True if this id is new; it is then remembered among the last `horizon`."""
+        packed = _KEY.pack(event)
+        at = self.seen.find(packed)
+        while at != -1 and at % 8:  # a match across two ids is none
+            at = self.seen.find(packed, at + 1)
+        if at != -1:
+            return False
+        self.seen = (self.seen + packed)[-8 * horizon :]
+        return True
+
+    # -- history ------------------------------------------------------------------------------------------------------
+
+    def append(self, key: int, *, type_code: int, ts: int, window: int) -> None:
+        self.count += 1
+        self.keys = (self.keys + _KEY.pack(key))[-8 * window :]
+        self.types = (self.types + bytes((type_code,)))[-window:]
+        self.seconds = (self.seconds + _SECOND.pack(min(ts // 1000, 0xFFFFFFFF)))[-4 * window :]
+        if self.notes is not None and len(self.notes.texts) > window:
+            kept = set(self.history_keys().tolist())
+            self.notes.texts = {k: v for k, v in self.notes.texts.items() if k in kept}
+
+    def history_keys(self) -> NDArray[np.uint64]:
+        return np.frombuffer(self.keys, np.uint64)
+
+    def note(self) -> Notes:
+        if self.notes is None:
+            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[])
+        return self.notes
+
+    # -- open decisions -----------------------------------------------------------------------------------------------
+
+    def open(self, recommendation: bytes, *, ts: int, arm: int, keys: bytes) -> None:
+        """`keys`: item keys by position, uint64 little-endian."""
+        self.pending += _OPEN.pack(recommendation, ts, len(keys) // 8, 1, arm) + keys
+        self.pending_count += 1
+
+    def decisions(self) -> Iterator[OpenDecision]:
+        """Oldest first."""
+        at = 0
+        while at < len(self.pending):
+            recommendation, ts, k, _, arm = _OPEN.unpack_from(self.pending, at)
+            at += _OPEN.size
+            yield OpenDecision(recommendation, ts, arm, struct.unpack_from(f"<{k}Q", self.pending, at))
+            at += 8 * k
+
+    def oldest_ts(self) -> int | None:
+        """Event time of the oldest open decision."""
+        return int(_OPEN.unpack_from(self.pending)[1]) if self.pending else None
+
+    def close_oldest(self) -> None:
+        k = _OPEN.unpack_from(self.pending)[2]
+        recommendation = self.pending[:12]
+        self.pending = self.pending[_OPEN.size + 8 * k :]
+        self.pending_count -= 1
+        if self.notes is not None:
+            self.notes.decisions.pop(recommendation, None)
+
+    def shows(self, key: int) -> bool:
+        """A quick no: False only if no open decision's slate holds the item."""
+        return _KEY.pack(key) in self.pending
+
+
+def type_codes(settings: Settings) -> dict[str, int]:
+    """Codes of event types in packed states: fixed for the contract's types, by hash for declared ones."""
+    codes = {name: i for i, name in enumerate(_TYPE_CODES)}
+    for name in settings.event_types:
+        if name not in codes:
+            codes[name] = 16 + short_hash("type", name) % 48
+    return codes

@@ -1,0 +1,337 @@
+"""The worker: a Faust app that keeps every user's state and answers with slates, exactly once.
+
+Per partition one task drains what waits into one transaction: states, recommendations, transitions, dead letters and how
+far it is, all or nothing. Crash-only: whatever leaves memory ahead of the log ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import faust
+import msgspec
+from confluent_kafka import Producer
+
+from headrace.export.defaults import ensure_text, ensure_user
+from headrace.streams import http, kafka, topics
+from headrace.streams.broadcast import Broadcast
+from headrace.streams.encoder import UserEncoder
+from headrace.streams.engine import PROGRESS, Effects, Engine, Progress, decode_progress, report
+from headrace.streams.errors import Fatal, HeadraceError
+from headrace.streams.exactly_once import PartitionedStore, PartitionState, Tables, Transport, UsersTable
+from headrace.streams.items import ItemStore
+from headrace.streams.metrics import Metrics
+from headrace.streams.policies import Policies
+from headrace.streams.recommend import Recommender
+from headrace.streams.records import decode_batch, decode_item, decode_policy_version
+from headrace.streams.settings import Settings
+from headrace.streams.slots import claim
+from headrace.streams.texts import TextEncoder
+
+log = logging.getLogger("headrace.worker")
+_WAITING_BYTES = 16_777_216  # of one partition's records read ahead
+_DRAIN_BYTES = 2_097_152  # one transaction takes at most so much of what waits
+
+
+@dataclass
+class Assignment:
+    """Everything of one assigned partition, in one object: it goes as a whole when the partition does."""
+
+    partition: int
+    producer: Producer
+    engine: Engine
+    waiting: deque[Any] = field(default_factory=deque)
+    waiting_bytes: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Worker:
+    """Owns the assignments; Faust's parts call it through `app.headrace`."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.interactions = settings.topic("interactions")
+        self._changelog = settings.topic("users-changelog")
+        self._assignments: dict[int, Assignment] = {}
+        encoder = UserEncoder(
+            ensure_user(settings.encoder.artifact),
+            cache_bytes=settings.encoder.cache_bytes,
+            threads=settings.encoder.threads,
+            window=settings.worker.history,
+        )
+        texts = TextEncoder(ensure_text(settings.catalogue.text_model), threads=settings.catalogue.threads)
+        self.items = ItemStore(encoder.project, dim=encoder.dim)
+        self.policies = Policies(settings, self.items, dim=encoder.dim)
+        self.recommender = Recommender(settings, items=self.items, policies=self.policies, encoder=encoder, texts=texts)
+        self.broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
+        metrics.encoder_info.labels(encoder.version).set(1)
+        self.app = self._faust_app()
+        self._store: PartitionedStore = self._users.data
+        self._recovered = False
+        self._cache_counts = (0, 0)
+        self.error: BaseException | None = None
+
+    def _faust_app(self) -> Any:
+        settings = self.settings
+        slot = claim(settings, "worker")
+        app = faust.App(
+            settings.topics.prefix + "worker",
+            broker=f"kafka://{settings.bootstrap}",
+            store="memory://",
+            TableManager=Tables,
+            web_enabled=False,
+            topic_partitions=settings.topics.interactions_partitions,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            table_standby_replicas=settings.worker.standby_replicas,
+            consumer_auto_offset_reset="earliest",
+            broker_commit_interval=1.0,
+            broker_session_timeout=settings.worker.session_timeout / 1000,
+            broker_heartbeat_interval=settings.worker.session_timeout / 5000,
+            consumer_group_instance_id=slot.name,
+            stream_recovery_delay=0.0,
+            stream_wait_empty=False,
+            datadir=str(settings.data_dir / "faust" / slot.name),
+            **faust_credentials(settings),
+        )
+        app.headrace = self
+        app.transport = Transport(app.conf.broker_consumer, app)
+        raw = faust.Schema(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        partitions = settings.topics.interactions_partitions
+        changelog = app.topic(self._changelog, schema=raw, partitions=partitions, internal=True)
+        self._users = UsersTable(
+            app,
+            name="users",
+            partitions=partitions,
+            key_type=bytes,
+            value_type=bytes,
+            schema=raw,
+            changelog_topic=changelog,
+        )
+        app.tables.add(self._users)
+        app.agent(app.topic(self.interactions, schema=raw))(self._on_interactions)
+        app.on_partitions_revoked.connect(self._release)
+        app.task(self._housekeep)
+        return app
+
+    # -- what Faust's parts ask (exactly_once.Owner) ------------------------------------------------------------------
+
+    def applied(self, partition: int) -> int | None:
+        assignment = self._assignments.get(partition)
+        return assignment.engine.applied if assignment and assignment.engine.applied >= 0 else None
+
+    def recover(self, partition: int) -> int:
+        """Fence first, so that nobody commits after we have read; then read the changelog up to a record of our own."""
+        if not self.broadcast.caught_up:
+            self.broadcast.wait_caught_up()
+        started = time.monotonic()
+        producer = kafka.transactional_producer(self.settings, f"{self.settings.topics.prefix}worker-{partition}")
+        found = PartitionState()
+        count = kafka.fence_and_read(self.settings, producer, self._changelog, partition, found.apply)
+        progress = Progress(clock={}, counts={}) if found.progress is None else decode_progress(found.progress)
+        self._store.partitions[partition] = found
+        engine = Engine(self.settings, partition, self.recommender, states=found.states, progress=progress)
+        self._assignments[partition] = Assignment(partition, producer, engine)
+        self.metrics.recoveries.inc()
+        self.metrics.recovery.observe(time.monotonic() - started)
+        log.info("partition %s: %s records, %s users, applied %s", partition, count, len(found.states), progress.offset)
+        return count
+
+    def failed(self, error: BaseException) -> None:
+        """Memory may be ahead of the log: the next start rebuilds exactly what was committed."""
+        self.error = error
+        log.error("stopping: %s", error, exc_info=None if isinstance(error, HeadraceError) else error)
+        os._exit(70)
+
+    # -- the flow -----------------------------------------------------------------------------------------------------
+
+    async def _on_interactions(self, stream: Any) -> None:
+        async for event in stream.events():
+            message = event.message
+            assignment = self._assignments.get(message.partition)
+            if assignment is None:  # revoked meanwhile: the next owner reads it
+                continue
+            assignment.waiting.append(message)
+            assignment.waiting_bytes += len(message.value or b"")
+            if assignment.task is None or assignment.task.done():
+                assignment.task = asyncio.get_running_loop().create_task(self._drain(assignment))
+            while assignment.waiting_bytes > _WAITING_BYTES and self._assignments.get(message.partition) is assignment:
+                await asyncio.sleep(0.002)
+
+    async def _drain(self, assignment: Assignment) -> None:
+        """One transaction takes all that waits: small when it is quiet, large under load."""
+        try:
+            while assignment.waiting:
+                taken, size = [], 0
+                while assignment.waiting and size < _DRAIN_BYTES:
+                    message = assignment.waiting.popleft()
+                    size += len(message.value or b"")
+                    taken.append(message)
+                assignment.waiting_bytes -= size
+                await self._transact(assignment, taken)
+        except Exception as error:
+            self.failed(error)
+
+    async def _transact(self, assignment: Assignment, messages: list[Any]) -> None:
+        effects = []
+        started = time.monotonic()
+        for message in messages:
+            if message.offset <= assignment.engine.applied:
+                continue
+            self._take_broadcast()
+            found = assignment.engine.apply(decode_batch(message.value), message.offset)
+            assignment.engine.accept(found)
+            effects.append(found)
+        if not effects:
+            return
+        applied = time.monotonic()
+        self.metrics.stage.labels("apply").observe(applied - started)
+        progress = assignment.engine.progress()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._commit, assignment, effects, progress)
+        self.metrics.stage.labels("commit").observe(time.monotonic() - applied)
+        now_ms = int(time.time() * 1000)
+        for found in effects:
+            report(found, self.metrics, now_ms=now_ms)
+
+    def _commit(self, assignment: Assignment, effects: list[Effects], progress: bytes) -> None:
+        """The whole of one transaction; in a thread, so that other partitions go on."""
+        settings, producer, partition = self.settings, assignment.producer, assignment.partition
+        changes: dict[bytes, bytes | None] = {}
+        for found in effects:
+            changes.update(found.changes)
+        changes[PROGRESS] = progress
+        producer.begin_transaction()
+        recommendations = settings.topic("recommendations")
+        for found in effects:
+            for user, message in found.recommendations:
+                kafka.produce(producer, recommendations, key=user.encode(), value=message)
+            for record in found.transitions:
+                kafka.produce(producer, settings.topic("transitions"), value=record, partition=0)
+            for entry, error in found.failed:
+                source = f"{self.interactions}[{partition}]@{found.offset}"
+                log.error("%s: an entry cannot be applied: %r", source, error)
+                reason = f"cannot_apply The worker failed on this entry: {type(error).__name__}."
+                kafka.produce(
+                    producer,
+                    settings.topic("dead-letters"),
+                    key=entry.user_id.encode(),
+                    value=msgspec.json.encode(entry),
+                    headers=[("reason", reason.encode()), ("source", source.encode())],
+                )
+        for key, value in changes.items():
+            kafka.produce(producer, self._changelog, key=key, value=value, partition=partition)
+        if kafka.commit(producer):
+            self.metrics.commits.labels("retried").inc()
+            # a late end of this transaction must not reach the next one
+            assignment.producer = kafka.transactional_producer(settings, f"{settings.topics.prefix}worker-{partition}")
+        self.metrics.commits.labels("committed").inc()
+
+    def _take_broadcast(self) -> None:
+        """New items and policy versions, taken between two records."""
+        self.broadcast.check()
+        arrived = self.broadcast.take()
+        if not arrived:
+            return
+        now = time.time()
+        for name, record in arrived:
+            if name == "item-vectors":
+                kind = self.items.apply(record)
+                if kind is not None:
+                    self.metrics.item_changes.labels(kind).inc()
+                    if record.sent_ms and kind != "removed":
+                        self.metrics.item_latency.observe(max(0.0, now - record.sent_ms / 1000))
+            else:
+                self.policies.apply(record)
+                self.metrics.policy_version.labels(record.policy).set(record.version)
+        if self.items.settle():
+            self.recommender.forget()
+
+    async def _release(self, app: Any, revoked: Any, **kwargs: Any) -> None:
+        """Faust waits for this: let the commit in flight end, then forget the partition as a whole."""
+        mine = [
+            a for tp in revoked if tp.topic == self.interactions and (a := self._assignments.pop(tp.partition, None))
+        ]
+        for assignment in mine:
+            assignment.waiting.clear()
+        await asyncio.gather(*(a.task for a in mine if a.task is not None))
+        for assignment in mine:
+            self._store.partitions.pop(assignment.partition, None)
+
+    async def _housekeep(self) -> None:
+        """What must not wait for the next record: broadcasts, and gauges twice a second."""
+        while True:
+            await asyncio.sleep(0.1)
+            try:
+                if self.broadcast.caught_up:
+                    self._take_broadcast()
+            except Exception as error:
+                self.failed(error)
+            self._gauges()
+
+    def _gauges(self) -> None:
+        metrics = self.metrics
+        available = len(self.items.pool())
+        metrics.items.labels("available").set(available)
+        metrics.items.labels("unavailable").set(len(self.items) - available)
+        for partition, assignment in list(self._assignments.items()):
+            engine = assignment.engine
+            metrics.state_users.labels(partition).set(len(engine.states))
+            metrics.state_bytes.labels(partition).set(engine.state_bytes)
+            metrics.open_decisions.labels(partition).set(engine.open_decisions)
+            metrics.lag.labels(self.interactions, partition).set(len(assignment.waiting))
+
+    def ready(self) -> bool:
+        """The broadcasts are read and Faust has been given its partitions, recovered."""
+        return self.broadcast.caught_up and bool(self.app.tables.actives_ready)
+
+
+def faust_credentials(settings: Settings) -> dict[str, Any]:
+    """`[kafka]` security properties in Faust's terms."""
+    found = settings.kafka
+    protocol = found.get("security.protocol", "plaintext").upper()
+    if protocol == "PLAINTEXT":
+        return {}
+    import ssl
+
+    context = None
+    if protocol in ("SSL", "SASL_SSL"):
+        context = ssl.create_default_context(cafile=found.get("ssl.ca.location"))
+        if certificate := found.get("ssl.certificate.location"):
+            context.load_cert_chain(certificate, found.get("ssl.key.location"), found.get("ssl.key.password"))
+    if protocol == "SSL":
+        return {"broker_credentials": context}
+    return {
+        "broker_credentials": faust.SASLCredentials(
+            username=found.get("sasl.username", ""),
+            password=found.get("sasl.password", ""),
+            mechanism=found.get("sasl.mechanism", found.get("sasl.mechanisms", "PLAIN")),
+            ssl_context=context,
+        )
+    }
+
+
+def run(settings: Settings) -> None:
+    """Runs until SIGTERM; what is in flight is committed or aborted as a whole."""
+    from prometheus_client import CollectorRegistry
+
+    topics.require(settings)
+    metrics = Metrics(CollectorRegistry(), "worker")
+    worker = Worker(settings, metrics)
+    server = http.serve(metrics, ready=worker.ready, alive=lambda: worker.error is None, settings=settings)
+    worker.broadcast.start()
+    try:
+        faust.Worker(worker.app, loglevel="WARN", quiet=True, override_logging=False).execute_from_commandline()
+    except SystemExit as stop:
+        if stop.code:
+            raise Fatal(f"the worker's engine stopped with code {stop.code}") from stop
+    finally:
+        worker.broadcast.close()
+        server.close()
