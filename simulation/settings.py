@@ -52,7 +52,7 @@ class WorldSettings:
 
     # sessions
     pages: float = 4.0  # mean pages a session (geometric)
-    page_gap_s: float = 240.0  # mean seconds between two pages
+    page_gap_s: float = 300.0  # between two pages pass at least so many seconds, and as many again on average
     look: float = 0.5  # a page after the first shows the slate with this probability
     search: float = 0.2  # an organic page is a search with this probability, else a view
     cart: float = 0.08  # a viewed item goes to the cart

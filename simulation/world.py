@@ -144,7 +144,7 @@ class World:
             left, looks = int(rng.geometric(1 / settings.pages)), False
         events = [] if looks else self._organic(user, ts)
         if left > 1:
-            gap = int(rng.exponential(settings.page_gap_s) * 1000) + 5_000
+            gap = int((1 + rng.exponential()) * settings.page_gap_s * 1000)
             heapq.heappush(self._pages, (ts + gap, user, left - 1))
         else:
             # The intent outlives the page that ends the session: a look at its end is still about it.
