@@ -88,7 +88,7 @@ def make_transitions(*records: Transition, tick: bool = False, offset: int = 0) 
 
 
 def make_log(seed: int, *, messages: int, repeats: float = 0.02, **shape: int) -> list[Transitions]:
-    """A plausible log: decisions opened, seen, clicked, bought, returned, closed each way; behaviour, erasures, ticks.
+    """A plausible log: decisions opened, seen, clicked, bought, returned, closed each way; browsing, erasures, ticks.
 
     `shape` goes to make_opened. A share `repeats` of the messages repeats an earlier record, as no healthy worker would.
     """
@@ -97,7 +97,7 @@ def make_log(seed: int, *, messages: int, repeats: float = 0.02, **shape: int) -
 
 
 class _Shop:
-    _KINDS = "opened opened impression impression click buy give_back close browse browse erase".split()
+    _KINDS = ("opened", "opened", "impression", "impression", "click", "buy", "give_back", "close", "browse", "erase")
 
     def __init__(self, seed: int, shape: dict[str, int]) -> None:
         self.rng = random.Random(seed)
