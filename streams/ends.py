@@ -22,7 +22,7 @@ class EndsWatch:
 
     def __init__(self, settings: Settings, metrics: Metrics, topics: Iterable[str], *, interval_s: float = 5) -> None:
         self._admin = kafka.admin(settings)
-        self._topics = [settings.topic(name) for name in topics]
+        self._topics = {settings.topic(name): name for name in topics}  # metrics name them without the prefix
         self._metrics = metrics
         self._interval_s = interval_s
         self._ended = threading.Event()
@@ -35,9 +35,11 @@ class EndsWatch:
 
     def _watch(self) -> None:
         while True:
-            for (topic, partition), (high, stable) in kafka.ends(self._admin, self._partitions()).items():
-                self._metrics.high_watermark.labels(topic, str(partition)).set(high)
-                self._metrics.last_stable.labels(topic, str(partition)).set(stable)
+            partitions = self._partitions()
+            ends = kafka.ends(self._admin, partitions) if partitions else {}
+            for (topic, partition), (high, stable) in ends.items():
+                self._metrics.high_watermark.labels(self._topics[topic], str(partition)).set(high)
+                self._metrics.last_stable.labels(self._topics[topic], str(partition)).set(stable)
             if self._ended.wait(self._interval_s):
                 return
 
