@@ -1,4 +1,5 @@
-"""What every worker reads whole: `item-vectors` and `policy-versions`, to their end before it is ready, then as they grow.
+"""What every worker reads whole: `item-vectors` and `policy-versions`, to their end before it is ready, then as they
+grow.
 
 A thread reads and decodes; the worker takes what has come between two records of `interactions`.
 """

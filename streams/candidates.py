@@ -1,6 +1,8 @@
-"""Which items a decision chooses among: neighbours of what the user did, what others did next, what is popular, new and random.
+"""Which items a decision chooses among: neighbours of what the user did, what others did next, what is popular, new
+and random.
 
-Every source has a fixed share of the n places, so that no order of sources crowds another out; places that repeat an item
+Every source has a fixed share of the n places, so that no order of sources crowds another out; places that repeat an
+item
 are given to popular and random ones. All is drawn from the decision's own random stream.
 """
 
@@ -50,7 +52,8 @@ class Candidates:
     ) -> tuple[I64, NDArray[np.bool_]]:
         """Rows (B, n) and which of them may be chosen.
 
-        `history`: rows (B, RECENT), latest first, `items.none` where there is none. `queries`: the latest query's key and
+        `history`: rows (B, RECENT), latest first, `items.none` where there is none. `queries`: the latest query's
+        key and
         vector of each user, if the history holds one.
         """
         items, n = self._items, self.n

@@ -13,7 +13,8 @@ class EventClock:
         self.now = now
 
     def advanced(self, batch: Batch) -> EventClock:
-        """The clock after this record: the smallest watermark of the sources that are not idle, else the largest of all."""
+        """The clock after this record: the smallest watermark of the sources that are not idle, else the largest of
+        all."""
         if not batch.watermark:
             return self
         sources = {**self.sources, batch.source: (batch.watermark, batch.idle)}

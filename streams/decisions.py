@@ -129,7 +129,7 @@ class Decisions:
         taken, credit.reward = (
             credit.reward,
             0.0,
-        )  # remembered, so that the same return again, or the purchase, is a repeat
+        )  # kept: the same return again is a repeat
         arm, opened_ts = "", 0
         for decision in state.decisions():
             if decision.recommendation == credit.recommendation:

@@ -7,15 +7,14 @@ that it can be tried again in parts.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import msgspec
 
 from headrace.streams.clock import EventClock
-from headrace.streams.decisions import Decisions, arm_code, recommendation_name
-from headrace.streams.metrics import Metrics
+from headrace.streams.decisions import Decisions, arm_code
+from headrace.streams.effects import Effects
 from headrace.streams.policies import arm_of
 from headrace.streams.recommend import Ask, Recommender
 from headrace.streams.records import (
@@ -26,12 +25,10 @@ from headrace.streams.records import (
     Erasure,
     Event,
     Identity,
-    Opened,
     Request,
     Transition,
-    Transitions,
-    encode,
     item_key,
+    pack_transitions,
 )
 from headrace.streams.settings import Settings
 from headrace.streams.state import UserState, short_hash, type_codes
@@ -39,7 +36,6 @@ from headrace.streams.state import UserState, short_hash, type_codes
 PROGRESS = b"\0progress"  # changelog key of a partition's progress: never a user's, those begin with "u"
 ERASED = b"\0erased/"  # changelog keys of erasures, by hash of the user
 _BUCKET_MS = 60_000
-_BYTES_PER_TRANSITIONS = 400_000
 
 
 class Progress(msgspec.Struct, array_like=True):
@@ -53,26 +49,6 @@ class Progress(msgspec.Struct, array_like=True):
 
 _encode_progress = msgspec.msgpack.Encoder().encode
 decode_progress = msgspec.msgpack.Decoder(Progress).decode
-
-
-@dataclass
-class Effects:
-    """What one record led to, not yet true."""
-
-    offset: int
-    changes: dict[bytes, bytes | None] = field(default_factory=dict)  # changelog key -> value
-    recommendations: list[tuple[str, bytes]] = field(default_factory=list)  # (user_id, JSON)
-    transitions: list[bytes] = field(default_factory=list)
-    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)  # metric's name, labels
-    freshness: list[int] = field(default_factory=list)  # sent_ms of the triggers answered
-    propensities: list[tuple[str, float]] = field(default_factory=list)
-    calibration: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # arm -> reward, as it comes
-    failed: list[tuple[Entry, Exception]] = field(default_factory=list)
-    expiry: dict[int, list[str]] = field(default_factory=dict)  # new registrations
-    expired: list[int] = field(default_factory=list)  # buckets that were emptied
-    open_change: int = 0
-    clock: EventClock | None = None
 
 
 def user_key(user_id: str) -> bytes:
@@ -406,64 +382,11 @@ class _Step:
                 effects.changes[key] = state.pack()
         effects.changes.update(self.erasures)
         if self.records or tick:
-            effects.transitions = list(self._transitions(tick))
+            effects.transitions = list(
+                pack_transitions(self.engine.partition, self.offset, self.clock.now, tick=tick, records=self.records)
+            )
         return effects
-
-    def _transitions(self, tick: bool) -> Iterable[bytes]:
-        """One record, or several where one would be too large; the tick stands on the last."""
-        chunk: list[Transition] = []
-        size = 0
-        for record in self.records:
-            weight = _weight(record)
-            if chunk and size + weight > _BYTES_PER_TRANSITIONS:
-                yield self._encoded(chunk, tick=False)
-                chunk, size = [], 0
-            chunk.append(record)
-            size += weight
-        yield self._encoded(chunk, tick=tick)
-
-    def _encoded(self, records: list[Transition], *, tick: bool) -> bytes:
-        return encode(Transitions(self.engine.partition, self.offset, self.clock.now, tick, records))
-
-
-def _weight(record: Transition) -> int:
-    """About how many bytes a record takes."""
-    if isinstance(record, Opened):
-        arrays = len(record.items) + len(record.candidates) + len(record.scalars) + len(record.state)
-        return arrays + 700 + 300 * len(record.slate)  # ids of items may be 256 bytes
-    return 1_200
 
 
 def _erased_key(user: str) -> bytes:
     return ERASED + short_hash("erased", user).to_bytes(8, "little")
-
-
-def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
-    """Counts committed effects on the process's metrics."""
-    for name, amount in effects.counts.items():
-        if name[0] == "events":
-            metrics.events.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "outcomes":
-            metrics.outcomes.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "decisions":
-            metrics.decisions.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "closed":
-            metrics.closed.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "pending_capped":
-            metrics.pending_capped.inc(amount)
-        elif name[0] == "stale_triggers":
-            metrics.stale_triggers.inc(amount)
-    for sent_ms in effects.freshness:
-        metrics.freshness.observe(max(0, now_ms - sent_ms) / 1000)
-    for arm, p in effects.propensities:
-        metrics.propensity.labels(arm).observe(p)
-    for (arm, kind), amount in effects.calibration.items():
-        (metrics.calibration_expected if kind == "expected" else metrics.calibration_observed).labels(arm).inc(amount)
-    for arm, reward in effects.rewards.items():
-        if reward >= 0:
-            metrics.reward.labels(arm).inc(reward)
-        else:
-            metrics.reward_returned.labels(arm).inc(-reward)
-
-
-__all__ = ["PROGRESS", "Effects", "Engine", "Progress", "decode_progress", "recommendation_name", "report", "user_key"]

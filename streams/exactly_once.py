@@ -1,6 +1,7 @@
 """Exactly-once state over Faust: its assignment, tables and standbys, with transactions of our own.
 
-Faust consumes (aiokafka) and assigns; what a partition's transaction holds is written by a confluent-kafka producer. Each
+Faust consumes (aiokafka) and assigns; what a partition's transaction holds is written by a confluent-kafka producer.
+Each
 class here overrides one thing of Faust that cannot stand transactional topics. docs/decisions/ says how it was tried.
 """
 
@@ -57,7 +58,8 @@ class Owner(Protocol):
 
 
 class PartitionedStore(memory.Store):
-    """One dictionary a partition, so that a revoked partition's state goes as a whole. Standbys fill it through Faust."""
+    """One dictionary a partition, so that a revoked partition's state goes as a whole. Standbys fill it through
+    Faust."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

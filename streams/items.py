@@ -165,7 +165,8 @@ class ItemStore:
         return self.vectors[rows]
 
     def neighbours(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Content neighbours (len(rows), 24) of items by row, -1 where there are fewer. Refreshed as the catalogue grows."""
+        """Content neighbours (len(rows), 24) of items by row, -1 where there are fewer. Refreshed as the catalogue
+        grows."""
         indexed = len(self._index)
         wanted = np.unique(rows[rows != self.none])
         at = self.near_at[wanted]

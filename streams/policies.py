@@ -1,19 +1,12 @@
-"""What serves: the policies of every arm and the behaviour models, swapped in from `policy-versions` between two records."""
+"""What serves: the policies of every arm and the behaviour models, swapped in from `policy-versions` between two
+records."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from headrace.policy import features, registry
 from headrace.policy.base import Policy
-from headrace.policy.behaviour import CoOccurrence, Popularity
-from headrace.policy.snapshot import unpack
-from headrace.streams.items import ItemStore
-from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 from headrace.streams.state import short_hash
 
@@ -42,7 +35,8 @@ def arm_of(settings: Settings, user_id: str) -> str:
 
 
 def policy_of_arm(settings: Settings, arm: str) -> str:
-    """The policy an arm runs: as the settings say, else `policy` is the learned one and other arms are named after theirs."""
+    """The policy an arm runs: as the settings say, else `policy` is the learned one and other arms are named after
+    theirs."""
     if arm in settings.arms.policies:
         return settings.arms.policies[arm]
     return settings.policy.name if arm == "policy" else arm

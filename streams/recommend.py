@@ -227,7 +227,8 @@ class Recommender:
         ]
 
     def _recent(self, asks: Sequence[Ask]) -> tuple[I64, F32, NDArray[np.uint64], NDArray[np.uint8]]:
-        """Rows (B, RECENT), vectors (B, 5, d), keys and type codes (B, RECENT) of the latest history entries, latest first."""
+        """Rows (B, RECENT), vectors (B, 5, d), keys and type codes (B, RECENT) of the latest history entries, latest
+        first."""
         codes = np.full((len(asks), RECENT), 255, np.uint8)
         keys = np.zeros((len(asks), RECENT), np.uint64)
         for i, ask in enumerate(asks):
@@ -341,8 +342,10 @@ class Recommender:
             return Decision(message, None, b"", served.name, [], 0)
         keys = picked.keys[i, :size].tobytes()
         opened = Opened(
-            name, ask.user_id, ask.ts, ask.sent_ms, ask.placement, ask.arm, served.name, served.version, self.encoder.version,
-            ask.trigger_kind, ask.trigger_id, ids, propensities.tobytes(), state.tobytes(), picked.contexts[i].tobytes(),
+            name, ask.user_id, ask.ts, ask.sent_ms, ask.placement, ask.arm, served.name, served.version,
+            self.encoder.version,
+            ask.trigger_kind, ask.trigger_id, ids, propensities.tobytes(), state.tobytes(),
+            picked.contexts[i].tobytes(),
             picked.vectors[i, :size].tobytes(), picked.scalars[i, :size].tobytes(),
             picked.candidates[i][picked.mask[i]].tobytes(), explored.astype(np.uint8).tobytes(),
         )  # fmt: skip

@@ -7,6 +7,7 @@ record of the release before is read).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import msgspec
 
@@ -74,8 +75,10 @@ Entry = Event | Request | Identity | Erasure
 class Batch(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """One record of `interactions`: a micro-batch in the order read, or a tick when `entries` is empty.
 
-    `source` is the source, as `topic/partition`. `watermark` is the largest event time (ms) that this source has read, 0
-    where unknown. An `idle` source holds no partition's event time back: that is the smallest watermark among the sources
+    `source` is the source, as `topic/partition`. `watermark` is the largest event time (ms) that this source has
+    read, 0
+    where unknown. An `idle` source holds no partition's event time back: that is the smallest watermark among the
+    sources
     that are not idle, or the largest of all where every one is. It never falls. `tick`: nothing else would have been
     written now; the learner cuts a version here.
     """
@@ -143,7 +146,8 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
     """What the user did with a decision, at once. An impression is an outcome whose `positions` were shown.
 
-    `reward` is this outcome's reward (per position) under `reward_version`; a `return` carries what it takes back, negative.
+    `reward` is this outcome's reward (per position) under `reward_version`; a `return` carries what it takes back,
+    negative.
     `matched` is "id" (the event named the decision) or "item" (the latest decision that showed the item).
     """
 
@@ -184,7 +188,8 @@ class Closed(msgspec.Struct, array_like=True, tag_field="kind", tag=3, gc=False,
 
 
 class Behaviour(msgspec.Struct, array_like=True, tag_field="kind", tag=4, gc=False, frozen=True):
-    """One interaction with an item, for popularity and co-occurrence. `previous` are the item keys before it, latest first."""
+    """One interaction with an item, for popularity and co-occurrence. `previous` are the item keys before it, latest
+    first."""
 
     item: int
     type: str
@@ -218,7 +223,8 @@ class Transitions(msgspec.Struct, array_like=True, gc=False, frozen=True):
 class PolicyVersion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """One record of `policy-versions`, keyed by `part`: the learner's committed checkpoint and what the workers serve.
 
-    `part` is the policy's name, or a shard of it (`item_to_item/17`). `offset` is the last `transitions` offset this part
+    `part` is the policy's name, or a shard of it (`item_to_item/17`). `offset` is the last `transitions` offset this
+    part
     has learned from, `replay_from` the offset from which a restart must read to rebuild what is not in `arrays`.
     """
 
@@ -244,6 +250,34 @@ decode_transitions = msgspec.msgpack.Decoder(Transitions).decode
 decode_policy_version = msgspec.msgpack.Decoder(PolicyVersion).decode
 
 
+_TRANSITIONS_BYTES = 400_000  # a record of `transitions` stays under a broker's usual 1 MB
+
+
+def pack_transitions(
+    partition: int, offset: int, event_time: int, *, tick: bool, records: list[Transition]
+) -> Iterator[bytes]:
+    """One record of `transitions`, or several where one would be too large; the tick stands on the last."""
+    chunk: list[Transition] = []
+    size = 0
+    for record in records:
+        weight = _weight(record)
+        if chunk and size + weight > _TRANSITIONS_BYTES:
+            yield encode(Transitions(partition, offset, event_time, False, chunk))
+            chunk, size = [], 0
+        chunk.append(record)
+        size += weight
+    yield encode(Transitions(partition, offset, event_time, tick, chunk))
+
+
+def _weight(record: Transition) -> int:
+    """At most about so many bytes: ids may be 256 bytes long."""
+    if isinstance(record, Opened):
+        arrays = len(record.items) + len(record.candidates) + len(record.scalars) + len(record.state)
+        return arrays + 700 + 300 * len(record.slate)
+    return 1_200
+
+
 def item_key(item_id: str) -> int:
-    """The 64-bit key of an item inside headrace: BLAKE2b of its id. Two of 10⁶ items collide with probability 3·10⁻⁸."""
+    """The 64-bit key of an item inside headrace: BLAKE2b of its id. Two of 10⁶ items collide with probability
+    3·10⁻⁸."""
     return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")

@@ -1,6 +1,7 @@
 """A user's state: the exact, small truth that the changelog holds, packed to a few kilobytes.
 
-Layout: a fixed header, then columns. What every event touches (history, seen ids, open decisions) is fixed-width bytes, so
+Layout: a fixed header, then columns. What every event touches (history, seen ids, open decisions) is fixed-width
+bytes, so
 that an append is a slice and a concatenation; what few users have (`Notes`) is msgpack.
 """
 

@@ -1,6 +1,7 @@
 """The worker: a Faust app that keeps every user's state and answers with slates, exactly once.
 
-Per partition one task drains what waits into one transaction: states, recommendations, transitions, dead letters and how
+Per partition one task drains what waits into one transaction: states, recommendations, transitions, dead letters and
+how
 far it is, all or nothing. Crash-only: whatever leaves memory ahead of the log ends the process.
 """
 
@@ -21,8 +22,9 @@ from confluent_kafka import Producer
 from headrace.export.defaults import ensure_text, ensure_user
 from headrace.streams import http, kafka, topics
 from headrace.streams.broadcast import Broadcast
+from headrace.streams.effects import Effects, report
 from headrace.streams.encoder import UserEncoder
-from headrace.streams.engine import PROGRESS, Effects, Engine, Progress, decode_progress, report
+from headrace.streams.engine import PROGRESS, Engine, Progress, decode_progress
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.exactly_once import PartitionedStore, PartitionState, Tables, Transport, UsersTable
 from headrace.streams.items import ItemStore

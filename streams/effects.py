@@ -1,0 +1,58 @@
+"""What one record of `interactions` led to: computed, then made true in memory, committed, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from headrace.streams.clock import EventClock
+from headrace.streams.metrics import Metrics
+from headrace.streams.records import Entry
+
+
+@dataclass
+class Effects:
+    """What one record led to, not yet true."""
+
+    offset: int
+    changes: dict[bytes, bytes | None] = field(default_factory=dict)  # changelog key -> value
+    recommendations: list[tuple[str, bytes]] = field(default_factory=list)  # (user_id, JSON)
+    transitions: list[bytes] = field(default_factory=list)
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)  # metric's name, labels
+    freshness: list[int] = field(default_factory=list)  # sent_ms of the triggers answered
+    propensities: list[tuple[str, float]] = field(default_factory=list)
+    calibration: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # arm -> reward, as it comes
+    failed: list[tuple[Entry, Exception]] = field(default_factory=list)
+    expiry: dict[int, list[str]] = field(default_factory=dict)  # new registrations
+    expired: list[int] = field(default_factory=list)  # buckets that were emptied
+    open_change: int = 0
+    clock: EventClock | None = None
+
+
+def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
+    """Counts committed effects on the process's metrics."""
+    for name, amount in effects.counts.items():
+        if name[0] == "events":
+            metrics.events.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "outcomes":
+            metrics.outcomes.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "decisions":
+            metrics.decisions.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "closed":
+            metrics.closed.labels(name[1], name[2]).inc(amount)
+        elif name[0] == "pending_capped":
+            metrics.pending_capped.inc(amount)
+        elif name[0] == "stale_triggers":
+            metrics.stale_triggers.inc(amount)
+    for sent_ms in effects.freshness:
+        metrics.freshness.observe(max(0, now_ms - sent_ms) / 1000)
+    for arm, p in effects.propensities:
+        metrics.propensity.labels(arm).observe(p)
+    for (arm, kind), amount in effects.calibration.items():
+        (metrics.calibration_expected if kind == "expected" else metrics.calibration_observed).labels(arm).inc(amount)
+    for arm, reward in effects.rewards.items():
+        if reward >= 0:
+            metrics.reward.labels(arm).inc(reward)
+        else:
+            metrics.reward_returned.labels(arm).inc(-reward)
