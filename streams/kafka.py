@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     IsolationLevel,
     KafkaError,
@@ -189,7 +188,7 @@ def fence_and_read(
     """
     fence = _commit_fence(producer, topic, partition, fence_key)
     reader = _reader(settings)
-    reader.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
+    reader.assign([TopicPartition(topic, partition, 0)])
     count, reached = 0, -1
     try:
         while reached < fence:
@@ -233,7 +232,7 @@ def read_to_end(settings: Settings, topic: str, on_message: Callable[[Message], 
     reader = _reader(settings, enable_partition_eof=True)
     try:
         partitions = _partitions(reader, topic)
-        reader.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+        reader.assign([TopicPartition(topic, partition, 0) for partition in partitions])
         next_offset: dict[int, int] = {}
         while len(next_offset) < len(partitions):
             for message in consume(reader, 10_000, 0.05):
@@ -250,7 +249,10 @@ def read_to_end(settings: Settings, topic: str, on_message: Callable[[Message], 
 
 
 def _reader(settings: Settings, **over: Any) -> Consumer:
-    """Assigned by hand and never committing: the group exists in name only, as librdkafka wants one."""
+    """Assigned by hand, from offset 0, and never committing: its group exists in name only.
+
+    (OFFSET_BEGINNING would be looked up, which costs 500 ms on a new client; an offset gone by retention is reset.)
+    """
     return consumer(settings, "headrace-reader", fetch_wait_max_ms=20, **over)
 
 
