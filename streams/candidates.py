@@ -25,9 +25,12 @@ def random_words(streams: NDArray[np.uint64], count: int, *, salt: int) -> NDArr
     """Counter-based 64-bit words (B, count): SplitMix64 (Steele et al., OOPSLA 2014) of stream, salt and place."""
     places = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(salt << 32)
     with np.errstate(over="ignore"):
-        z = streams[:, None] + places * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return _mix(_mix(streams)[:, None] + places * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
