@@ -1,8 +1,8 @@
 """What the shop writes, as JSON: decoded and validated in one pass, or refused with a reason (docs/events.md).
 
 Nothing here raises on bad input: every method of `Decoder` gives a record or a `Rejection`. A field that the contract
-does not know makes msgspec's strict decoder stop, and only then is the message decoded again, leniently, and its
-unknown fields counted: messages that keep to the contract never pay for the count.
+does not know makes msgspec's strict decoder stop, and only then is the message decoded again without it, and counted:
+messages that keep to the contract never pay for the count.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Rejection(msgspec.Struct, frozen=True):
     reason: Reason
     sentence: str
 
-    def headers(self, *, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    def headers(self, *, topic: str, partition: int, offset: int) -> list[tuple[str, str | bytes | None]]:
         """The dead letter's headers: `reason` (`word: sentence`) and `source` (`topic[partition]@offset`)."""
         return [
             ("reason", f"{self.reason}: {self.sentence}".encode()),
@@ -57,7 +57,7 @@ class Rejection(msgspec.Struct, frozen=True):
         ]
 
 
-class ShopItem(msgspec.Struct, kw_only=True):
+class ShopItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One message of `items`. `vector` is the shop's own, 1 to 4096 finite numbers, not all zero."""
 
     item_id: str
@@ -70,7 +70,7 @@ class ShopItem(msgspec.Struct, kw_only=True):
     vector: list[float] | None = None
 
 
-class Rule(msgspec.Struct, kw_only=True):
+class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One message of `rules`."""
 
     rule_id: str
@@ -81,7 +81,7 @@ class Rule(msgspec.Struct, kw_only=True):
     until: int | None = None
 
 
-class _Event(msgspec.Struct, kw_only=True, gc=False):
+class _Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     event_id: str
     user_id: str
     type: str
@@ -98,7 +98,7 @@ class _Event(msgspec.Struct, kw_only=True, gc=False):
     shown: list[str] | None = None
 
 
-class _Request(msgspec.Struct, kw_only=True, gc=False):
+class _Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     request_id: str
     user_id: str
     ts: int
@@ -110,13 +110,13 @@ class _Request(msgspec.Struct, kw_only=True, gc=False):
     context: dict[str, str | float | bool | None] | None = None
 
 
-class _Identity(msgspec.Struct, kw_only=True, gc=False):
+class _Identity(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     user_id: str
     anonymous_id: str
     ts: int
 
 
-class _Erasure(msgspec.Struct, kw_only=True, gc=False):
+class _Erasure(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     user_id: str
     ts: int
 
@@ -147,7 +147,7 @@ class Decoder:
         self._rule = _Json("rules", Rule, unknown)
 
     def event(self, raw: bytes, *, now_ms: int, sent_ms: int) -> Event | Rejection:
-        """`now_ms`: the wall clock, against which a future time is refused. `sent_ms`: the message's Kafka timestamp."""
+        """`now_ms` is the wall clock, against which a future time is refused; `sent_ms` the Kafka timestamp."""
         try:
             m = self._event(raw)
             kind = self._types.get(m.type)
@@ -278,37 +278,36 @@ class Decoder:
 
 
 class _Json(Generic[T]):
-    """One topic's decoder: strict first, lenient with a count where a field is unknown."""
+    """One topic's decoder: strict, and where that stops, again without the fields that the contract does not know."""
 
     def __init__(self, topic: str, kind: type[T], unknown: Callable[[str, int], None] | None) -> None:
-        strict = msgspec.defstruct(kind.__name__, [], bases=(kind,), forbid_unknown_fields=True, kw_only=True)
         self._topic = topic
-        self._fields = frozenset(kind.__struct_encode_fields__)
-        self._strict: Callable[[bytes], Any] = msgspec.json.Decoder(strict).decode
-        self._lenient: Callable[[bytes], T] = msgspec.json.Decoder(kind).decode
+        self._known = frozenset(kind.__struct_encode_fields__)
+        self._strict: Callable[[bytes], T] = msgspec.json.Decoder(kind).decode
         self._unknown = unknown
 
     def __call__(self, raw: bytes) -> T:
         if len(raw) > MAX_BYTES:
             _refuse("too_large", f"{len(raw)} bytes: a message of up to {MAX_BYTES} is read")
         try:
-            decoded: T = self._strict(raw)
-            return decoded
-        except msgspec.ValidationError as error:
-            # The order of fields decides which fault msgspec meets first: only the lenient decoder tells the outcome.
-            return self._read_leniently(raw, error)
+            return self._strict(raw)
+        except msgspec.ValidationError:
+            # The order of fields decides which fault msgspec meets first: only the second look tells the outcome.
+            return self._read_known(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             _refuse_undecodable(raw, error)
 
-    def _read_leniently(self, raw: bytes, error: Exception) -> T:
+    def _read_known(self, raw: bytes) -> T:
         try:
             raw.decode()  # msgspec does not look into the strings it skips
-            decoded = self._lenient(raw)
+            fields = _fields(raw)
+            known = {name: value for name, value in fields.items() if name in self._known}
+            decoded = self._strict(msgspec.json.encode(known))
             if self._unknown is not None:
-                self._unknown(self._topic, len(_fields(raw).keys() - self._fields))
+                self._unknown(self._topic, len(fields) - len(known))
             return decoded
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as undecodable:
-            _refuse_undecodable(raw, undecodable)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _refuse_undecodable(raw, error)
 
 
 _fields: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
