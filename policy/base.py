@@ -5,6 +5,7 @@
     snapshot/restore   -> named arrays and plain numbers, nothing that executes
 
 B = decisions, n = candidates (padded), d = state and item dimension, m = scalar features, c = context features.
+`checks.yield_checks` holds what every policy must pass.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ class Query:
     """A batch of decisions to take. Rows are independent: a decision alone and in a batch gets the same slate.
 
     `streams` are one 64-bit counter-based random stream a decision; draw number j of a stream depends on (stream, j) alone.
+    What stands where `mask` is False has no effect. A user without history is a state of zeros, an item without content
+    a vector of zeros.
     """
 
     states: F32  # (B, d)
     contexts: F32  # (B, c)
     keys: U64  # (B, n) item keys
-    items: F32  # (B, n, d) item vectors in the state's space
+    items: F32  # (B, n, d) item vectors in the state's space, of length 1 at most
     scalars: F32  # (B, n, m) per candidate: see features.SCALARS
     mask: Bool  # (B, n) False where padded
     streams: U64  # (B,)
@@ -42,7 +45,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Slates:
-    """Positions beyond a decision's number of candidates hold index -1, propensity 0."""
+    """Positions beyond a decision's number of candidates hold index -1, propensity 0.
+
+    The policy's first choice is the candidate with the largest probability among those left, ties to the lowest index.
+    """
 
     index: I64  # (B, k) into the candidates
     propensities: F64  # (B, k) P(this item here | the items above it)
@@ -70,21 +76,43 @@ class Examples:
 
 
 class Policy(Protocol):
+    """One policy, for one process at a time: it holds no lock.
+
+    `memory` is how many of the latest fresh examples a restart must show to `remember` after `restore`, together with
+    the corrections that came with and after them, in the batches they were learned in: then it goes on, bit for bit, as
+    if it had never stopped. 0 where the snapshot alone is enough; serving never needs it.
+    """
+
     name: str
+    memory: int
 
     def decide(self, query: Query, k: int) -> Slates:
-        """Slates with exact propensities; pure: the policy is not changed."""
+        """Slates with exact propensities; pure: the policy is not changed.
+
+        Raises ValueError where shapes disagree, or a candidate's score is not finite.
+        """
         ...
 
     def distributions(self, query: Query, slates: I64) -> tuple[F64, F64]:
         """The explicit distribution of each position given the items above it in `slates` (B, k).
 
-        Returns probabilities (B, k, n), summing to 1 over the candidates still left, and scores (B, n).
+        Returns probabilities (B, k, n), summing to 1 over the candidates still left, and scores (B, n). From a row's first
+        -1 on its probabilities are 0. Raises ValueError where a slate names a candidate twice, or one that is not there.
         """
         ...
 
-    def learn(self, examples: Examples) -> None: ...
+    def learn(self, examples: Examples) -> None:
+        """Learns one batch. Raises ValueError, and has learned nothing, where a number is not finite or a shape is wrong."""
+        ...
 
-    def snapshot(self) -> tuple[Arrays, Meta]: ...
+    def remember(self, examples: Examples) -> None:
+        """Takes a batch into the memory without learning from it: see `memory`."""
+        ...
 
-    def restore(self, arrays: Arrays, meta: Meta) -> None: ...
+    def snapshot(self) -> tuple[Arrays, Meta]:
+        """Everything that was learned and all that serving needs; the arrays are copies."""
+        ...
+
+    def restore(self, arrays: Arrays, meta: Meta) -> None:
+        """Becomes what `snapshot` saw. Raises ValueError, and is unchanged, where it is of another policy or shape."""
+        ...

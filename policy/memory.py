@@ -1,0 +1,81 @@
+"""The latest fresh examples with the rewards known for them so far, oldest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrace.policy.base import F32, F64, I64, Bool, Examples
+
+_COLUMNS = ("states", "contexts", "items", "scalars", "positions", "rewards")
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Arrays as in base.Examples, without what only a log needs."""
+
+    states: F32
+    contexts: F32
+    items: F32
+    scalars: F32
+    positions: I64
+    rewards: F64
+
+
+class Memory:
+    """A ring of `capacity` examples. What it holds depends on the latest examples alone, not on when it was begun."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._added = 0
+        self._ring: dict[str, np.ndarray] = {}  # allocated by the first example: a policy that only serves has none
+        self._ids = np.zeros(0, np.uint64)
+        self._slots: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    def add(self, examples: Examples) -> tuple[Bool, F64]:
+        """Takes fresh examples in, oldest out, and corrects the rewards of those it holds.
+
+        Returns, for each row (N,), whether the example is held after the batch, and the reward it had before the row.
+        """
+        n = len(examples.rewards)
+        if not self._ring and n:
+            self._allocate(examples)
+        rows = np.flatnonzero(examples.fresh)
+        kept = rows[-self.capacity :]
+        slots = (self._added + len(rows) - len(kept) + np.arange(len(kept))) % self.capacity
+        for old in self._ids[slots[: max(0, self._added + len(rows) - self.capacity)]].tolist():
+            self._slots.pop(old, None)
+        for name in _COLUMNS:
+            self._ring[name][slots] = getattr(examples, name)[kept]
+        self._ids[slots] = examples.ids[kept]
+        self._slots.update(zip(examples.ids[kept].tolist(), slots.tolist(), strict=True))
+        self._added += len(rows)
+        return self._correct(examples)
+
+    def _correct(self, examples: Examples) -> tuple[Bool, F64]:
+        held, before = np.ones(len(examples.rewards), np.bool_), np.zeros(len(examples.rewards))
+        held[np.flatnonzero(examples.fresh)[: -self.capacity]] = False
+        rewards = self._ring["rewards"] if self._ring else np.zeros(0)
+        for row in np.flatnonzero(~examples.fresh).tolist():
+            slot = self._slots.get(int(examples.ids[row]))
+            held[row] = slot is not None
+            if slot is not None:
+                before[row] = rewards[slot]
+                rewards[slot] += examples.rewards[row]
+        return held, before
+
+    def _allocate(self, examples: Examples) -> None:
+        for name in _COLUMNS:
+            like = getattr(examples, name)
+            self._ring[name] = np.zeros((self.capacity, *like.shape[1:]), like.dtype)
+        self._ids = np.zeros(self.capacity, np.uint64)
+
+    def all(self) -> Remembered:
+        """Copies, oldest first: the same for a ring begun long ago and one rebuilt from the latest examples."""
+        size = len(self)
+        order = (self._added - size + np.arange(size)) % self.capacity
+        return Remembered(**{name: self._ring[name][order] for name in _COLUMNS})

@@ -1,0 +1,203 @@
+"""Neural-linear Thompson sampling (Riquelme, Tucker & Snoek, ICLR 2018, arXiv 1802.09127, section 3 and appendix A).
+
+    f = [ x | z - Γᵀx ]      x = φ of features.py, z = the trunk's output, Γ = what of z is linear in x
+    Λ = Λ₀ + Σ f fᵀ          μ = Λ⁻¹ Σ r f
+    a = a₀ + n/2             b = b₀ + ½ (Σ r² - μᵀΛμ)         σ² ~ IG(a, b)      w ~ N(μ, α² σ² Λ⁻¹)
+
+The head is exact and moves with every example; the trunk is trained now and then, on what the linear part leaves. A new
+trunk makes the old sums over z meaningless: those are computed again from the memory. The sums over x hold for ever, so
+examples that the memory has lost still count for the linear part. Γ makes that sound: without what is linear in x, z
+adds to the linear part and does not replace it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from headrace.policy import trunk
+from headrace.policy.base import F32, F64, Arrays, Examples, Meta, Query
+from headrace.policy.features import FeatureMap, by_candidate
+from headrace.policy.memory import Memory
+from headrace.policy.ranking import Ranking
+from headrace.policy.ridge import Ridge, check_features
+from headrace.policy.slates import Choice, Votes
+
+_A0 = _B0 = 6.0  # prior of the noise: Riquelme et al., appendix A
+_CHUNK = 4096  # examples of the memory in one product
+_TRUNK = "trunk."
+
+
+class NeuralLinear(Ranking):
+    """A wide and a deep part under one Bayesian head. Learning loads torch when the trunk is first trained; serving never."""
+
+    name = "neural_linear"
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.5,
+        ridge: float = 1.0,
+        draws: int = 32,
+        seed: int = 0,
+        memory: int = 32_768,
+        first_training: int = 2_048,
+        train_every: int = 16_384,
+        steps: int = 192,
+        **shape: Any,
+    ) -> None:
+        """The trunk is trained after `first_training` fresh examples, then each time they have doubled, then after every
+        `train_every`, in `steps` steps over the latest `memory` examples."""
+        super().__init__(**shape)
+        self.alpha, self._ridge, self.draws, self.seed = alpha, ridge, draws, seed
+        self.memory, self._first, self._every, self._steps = memory, first_training, train_every, steps
+        self._features = FeatureMap(dim=self.dim, scalars=self.scalars, contexts=self.contexts)
+        self._wide = self._features.size
+        self.head = Ridge(self._wide + trunk.OUT, ridge=ridge)
+        self._trunk = trunk.new(dim=self.dim, scalars=len(self.scalars), contexts=self.contexts, seed=seed)
+        self._gamma = np.zeros((self._wide, trunk.OUT), np.float32)
+        self._remembered = Memory(memory)
+        self._fresh = 0  # fresh examples learned
+        self._trained_at = 0  # of them, when the trunk was trained last
+        self._trainings = 0
+        self._squares = 0.0  # Σ r²
+        self._serving: Arrays | None = None
+
+    # -- learn --------------------------------------------------------------------------------------------------------
+
+    def learn(self, examples: Examples) -> None:
+        """A correction of an example that the memory has lost moves the linear part alone, as that example now does."""
+        self.check(examples)
+        e = examples
+        x, z = self._parts(e)
+        check_features(np.concatenate([x, z], axis=1), e.rewards)
+        held, before = self._remembered.add(e)
+        z[~held & ~e.fresh] = 0.0
+        self.head.learn(np.concatenate([x, z], axis=1), e.rewards, e.fresh)
+        self._squares += float(((before + e.rewards) ** 2 - before**2).sum())
+        self.learned += len(e.rewards)
+        self._fresh += int(e.fresh.sum())
+        if self._fresh >= max(self._first, min(2 * self._trained_at, self._trained_at + self._every)):
+            self._train()
+        self._serving = None
+
+    def remember(self, examples: Examples) -> None:
+        self.check(examples)
+        self._remembered.add(examples)
+
+    def _parts(self, e: Any) -> tuple[F64, F64]:
+        """x (N, D) and z - Γᵀx (N, OUT) of examples or of the memory."""
+        x = self._features.joint(e.states, e.contexts, e.items, e.scalars, e.positions)
+        z = trunk.rows(self._trunk, e.states, e.contexts, e.items, e.scalars)
+        return x.astype(np.float64), (z - x @ self._gamma).astype(np.float64)
+
+    def _train(self) -> None:
+        # By name: whoever only serves never loads torch, and the import contract of the worker can see that.
+        training = importlib.import_module("headrace.policy.trunk_training")
+        memory, wide = self._remembered.all(), self._wide
+        x = self._features.joint(memory.states, memory.contexts, memory.items, memory.scalars, memory.positions)
+        residuals = memory.rewards - x @ self.head.theta[:wide]
+        self._trunk = training.train(
+            self._trunk, self.head.theta[wide:], memory, residuals, seed=(self.seed, self._trainings), steps=self._steps
+        )
+        z = trunk.rows(self._trunk, memory.states, memory.contexts, memory.items, memory.scalars)
+        self._scale_trunk(z)
+        self._rebuild(x, z, memory.rewards)
+        self._trained_at = self._fresh
+        self._trainings += 1
+
+    def _scale_trunk(self, z: F32) -> None:
+        """Gives |z|² the mean 1, each live unit an equal share: one ridge fits all. ReLU lets a scale pass through."""
+        size = np.sqrt(np.square(z, dtype=np.float64).mean(axis=0))
+        scale = np.where(size > 1e-6, 1 / np.maximum(size, 1e-6) / np.sqrt(trunk.OUT), 1.0).astype(np.float32)
+        self._trunk["out"] *= scale[:, None]
+        self._trunk["out_bias"] *= scale
+        z *= scale
+
+    def _rebuild(self, x: F32, z: F32, rewards: F64) -> None:
+        """Γ and all sums over z afresh; the sums over x stay."""
+        wide = self._wide
+        xx, xz = np.eye(wide) * self._ridge, np.zeros((wide, trunk.OUT))
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK)]
+        for c in chunks:  # float32 products of one chunk, float64 sums over them
+            xx += x[c].T @ x[c]
+            xz += x[c].T @ z[c]
+        self._gamma = np.linalg.solve(xx, xz).astype(np.float32)
+        z -= x @ self._gamma
+        head = self.head
+        cross, square, moment = np.zeros((wide, trunk.OUT)), np.eye(trunk.OUT) * self._ridge, np.zeros(trunk.OUT)
+        for c in chunks:
+            cross += x[c].T @ z[c]
+            square += z[c].T @ z[c]
+            moment += rewards[c] @ z[c]
+        head.precision[:wide, wide:], head.precision[wide:, :wide] = cross, cross.T
+        head.precision[wide:, wide:] = (square + square.T) / 2
+        head.moment[wide:] = moment
+        head.refactor()
+
+    # -- serve --------------------------------------------------------------------------------------------------------
+
+    def noise(self) -> tuple[float, float]:
+        """a and b of the noise variance's posterior IG(a, b)."""
+        explained = float(self.head.theta @ self.head.moment)  # μᵀΛμ
+        return _A0 + self._fresh / 2, _B0 + max(0.0, self._squares - explained) / 2
+
+    def serving(self) -> Arrays:
+        """The float32 arrays that `_rank` reads. Γ is folded into the weights of x: v·(z - Γᵀx) + u·x = v·z + (u - Γv)·x."""
+        if self._serving is None:
+            random = np.random.Generator(np.random.Philox(key=(self.seed, self.learned)))
+            a, b = self.noise()
+            sigma = np.sqrt(b / random.standard_gamma(a, self.draws))
+            noise = random.standard_normal((self.draws, self.head.size)) @ self.head.root().T
+            weights = np.vstack([self.head.theta, self.head.theta + self.alpha * sigma[:, None] * noise])
+            wide, deep = weights[:, : self._wide], weights[:, self._wide :]
+            self._serving = {
+                "wide": (wide - deep @ self._gamma.T.astype(np.float64)).astype(np.float32),  # (1 + M, D): μ, then the draws
+                "deep": deep.astype(np.float32),  # (1 + M, OUT)
+            }
+        return self._serving
+
+    def _rank(self, query: Query) -> tuple[F32, Choice]:
+        served = self.serving()
+        prepared = self._features.prepare(query)
+        z = trunk.candidates(self._trunk, prepared).transpose(0, 2, 1)
+        mean = prepared.scores(served["wide"][:1]) + by_candidate(served["deep"][None, :1], z)
+        votes = prepared.scores(served["wide"][1:])
+        votes += by_candidate(served["deep"][None, 1:], z)
+        return mean[:, 0], Votes(votes, query.mask)
+
+    # -- snapshot -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> tuple[Arrays, Meta]:
+        _, meta = super().snapshot()
+        arrays = self.head.arrays() | {"gamma": self._gamma.copy()}
+        arrays |= {f"serve.{name}": array.copy() for name, array in self.serving().items()}
+        arrays |= {_TRUNK + name: array.copy() for name, array in self._trunk.items()}
+        return arrays, meta | {
+            "since": self.head.since,
+            "fresh": self._fresh,
+            "trained_at": self._trained_at,
+            "trainings": self._trainings,
+            "squares": self._squares,
+        }
+
+    def restore(self, arrays: Arrays, meta: Meta) -> None:
+        """The memory is empty afterwards: a learner fills it by `remember` before it goes on."""
+        head = Ridge(self.head.size, ridge=self._ridge)
+        head.restore(arrays, int(meta.get("since", 0)))
+        if missing := {"gamma", "serve.wide", "serve.deep", *(_TRUNK + name for name in self._trunk)} - arrays.keys():
+            raise ValueError(f"the snapshot lacks {sorted(missing)[0]}")
+        super().restore(arrays, meta)
+        self.head = head
+        self._gamma = arrays["gamma"].copy()
+        self._serving = {name: arrays[f"serve.{name}"].copy() for name in ("wide", "deep")}
+        self._trunk = {name: arrays[_TRUNK + name].copy() for name in self._trunk}
+        self._fresh, self._trained_at = int(meta["fresh"]), int(meta["trained_at"])
+        self._trainings, self._squares = int(meta["trainings"]), float(meta["squares"])
+        self._remembered = Memory(self.memory)
+
+    @property
+    def layout(self) -> str:
+        return f"{super().layout} x={self._wide} z={trunk.OUT}"

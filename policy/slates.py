@@ -1,0 +1,250 @@
+"""Slates without replacement, each position drawn from an explicit distribution.
+
+At every position, with n_left candidates left and the policy's own distribution π over them,
+
+    P(a) = (1 - floor) · π(a) + floor / n_left
+
+One uniform number a position, inverse CDF: its first 1 - floor is laid out as π, the rest evenly over those left. The
+order of the layout has no influence on the distribution, so each kind of π uses the order that is cheapest to invert.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from headrace.policy.base import F32, F64, I64, U64, Bool, Slates
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_ALMOST_ONE = np.nextafter(1.0, 0.0)
+
+
+def uniforms(streams: U64, draw: int) -> F64:
+    """Draw number `draw` of each stream, in [0, 1): a function of (stream, draw) alone. Shape of `streams`.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) is counter-based: output j mixes seed + (j + 1)·γ. The stream is mixed
+    first, so that neighbouring streams do not overlap.
+    """
+    with np.errstate(over="ignore"):
+        bits = _mix(_mix(streams) + np.uint64(draw + 1) * _GAMMA)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(z: U64) -> U64:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class Choice(Protocol):
+    """π over the candidates left, one position after another. An index of -1 leaves its row alone in `remove`."""
+
+    def pick(self, u: F64) -> I64:
+        """The candidate at `u` (B,) of π's inverse CDF (B,)."""
+        ...
+
+    def probability(self, index: I64) -> F64:
+        """π of one candidate a row (B,)."""
+        ...
+
+    def first(self) -> I64:
+        """The most probable candidate of each row, ties to the lowest index (B,)."""
+        ...
+
+    def distribution(self) -> F64:
+        """π as a whole (B, n), 0 for what is not left."""
+        ...
+
+    def remove(self, index: I64) -> None:
+        """Takes one candidate out of each row (B,)."""
+        ...
+
+
+class Greedy:
+    """All of π on the largest score; ties go to the lowest index."""
+
+    def __init__(self, scores: F32, mask: Bool) -> None:
+        self._scores = np.where(mask, scores, np.float32(-np.inf))  # (B, n)
+        self._rows = np.arange(len(scores))
+        self._top = self._scores.argmax(axis=1)
+
+    def pick(self, u: F64) -> I64:
+        return self._top
+
+    def probability(self, index: I64) -> F64:
+        return (index == self._top).astype(np.float64)
+
+    def first(self) -> I64:
+        return self._top
+
+    def distribution(self) -> F64:
+        pi = np.zeros(self._scores.shape)
+        pi[self._rows, self._top] = np.isfinite(self._scores[self._rows, self._top])
+        return pi
+
+    def remove(self, index: I64) -> None:
+        rows = np.flatnonzero(index >= 0)
+        self._scores[rows, index[rows]] = -np.inf
+        self._top = self._scores.argmax(axis=1)
+
+
+class Votes:
+    """Each of M posterior draws votes for its best candidate left: π(a) = votes for a / M.
+
+    This makes Thompson sampling explicit: a draw taken at random and followed greedily chooses exactly so.
+    """
+
+    def __init__(self, scores: F32, mask: Bool) -> None:
+        """`scores` (B, M, n): each draw's score of each candidate. The array is used up."""
+        rows, self._draws, self._n = scores.shape
+        if not mask.all():
+            np.copyto(scores, np.float32(-np.inf), where=~mask[:, None, :])
+        self._scores = scores.reshape(-1, self._n)  # (B·M, n)
+        self._rows = np.arange(rows)
+        self._top = self._scores.argmax(axis=1).reshape(rows, self._draws)  # (B, M)
+        self._left = mask.sum(axis=1)
+        flat = (self._top + self._rows[:, None] * self._n).ravel()
+        self._counts = np.bincount(flat, minlength=rows * self._n).reshape(rows, self._n)
+        self._counts[self._left == 0] = 0
+
+    def pick(self, u: F64) -> I64:
+        return self._top[self._rows, (u * self._draws).astype(np.int64)]
+
+    def probability(self, index: I64) -> F64:
+        return self._counts[self._rows, index] / self._draws
+
+    def first(self) -> I64:
+        return self._counts.argmax(axis=1)
+
+    def distribution(self) -> F64:
+        return self._counts / self._draws
+
+    def remove(self, index: I64) -> None:
+        rows = np.flatnonzero(index >= 0)
+        gone = index[rows]
+        self._left[rows] -= 1
+        self._scores.reshape(len(self._rows), self._draws, self._n)[rows, :, gone] = -np.inf
+        self._counts[rows, gone] = 0
+        # Only the draws that had voted for what is gone vote again.
+        again = np.flatnonzero((self._top == index[:, None]) & (self._left > 0)[:, None])
+        top = self._scores[again].argmax(axis=1)
+        self._top.ravel()[again] = top
+        np.add.at(self._counts.ravel(), again // self._draws * self._n + top, 1)
+
+
+class Softmax:
+    """Boltzmann: π(a) = exp(l_a) / Σ exp(l); equal logits make it uniform."""
+
+    def __init__(self, logits: F32, mask: Bool) -> None:
+        self._logits = np.where(mask, logits.astype(np.float64), -np.inf)  # (B, n)
+        self._rows = np.arange(len(logits))
+        self._weigh()
+
+    def _weigh(self) -> None:
+        largest = self._logits.max(axis=1, keepdims=True)
+        self._weights = np.exp(self._logits - np.where(np.isfinite(largest), largest, 0.0))
+        # A running sum adds exact zeros for what is masked: padding cannot change a bit, a pairwise sum's shape could.
+        self._cdf = self._weights.cumsum(axis=1)
+        self._total = self._cdf[:, -1]
+
+    def pick(self, u: F64) -> I64:
+        target = np.minimum(u * self._total, np.nextafter(self._total, 0.0))
+        return (self._cdf <= target[:, None]).sum(axis=1).clip(max=self._cdf.shape[1] - 1)
+
+    def probability(self, index: I64) -> F64:
+        return self._weights[self._rows, index] / np.where(self._total > 0, self._total, 1.0)
+
+    def first(self) -> I64:
+        return self._weights.argmax(axis=1)
+
+    def distribution(self) -> F64:
+        return self._weights / np.where(self._total > 0, self._total, 1.0)[:, None]
+
+    def remove(self, index: I64) -> None:
+        rows = np.flatnonzero(index >= 0)
+        self._logits[rows, index[rows]] = -np.inf
+        self._weigh()
+
+
+class _Left:
+    """The candidates left in each row: the r-th one and taking one out cost the same for every n."""
+
+    def __init__(self, mask: Bool) -> None:
+        rows, n = mask.shape
+        self.mask = mask.copy()
+        self.count = mask.sum(axis=1)
+        self._rows = np.arange(rows)
+        self._order = np.argsort(~mask, axis=1, kind="stable")  # the first `count` are those left
+        self._place = np.empty_like(self._order)
+        np.put_along_axis(self._place, self._order, np.arange(n)[None, :], axis=1)
+
+    def nth(self, rank: I64) -> I64:
+        return self._order[self._rows, rank]
+
+    def remove(self, index: I64) -> None:
+        rows = np.flatnonzero(index >= 0)
+        gone = index[rows]
+        self.mask[rows, gone] = False
+        self.count[rows] -= 1
+        last = self._order[rows, self.count[rows]]
+        place = self._place[rows, gone]
+        self._order[rows, place] = last
+        self._place[rows, last] = place
+
+
+def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, streams: U64) -> Slates:
+    """Draws k positions a row. Uses the choice up.
+
+    `mask` (B, n) and `scores` (B, n) are those of the candidates; draw j of a row's stream decides its position j.
+    """
+    rows = np.arange(len(mask))
+    left = _Left(mask)
+    index = np.full((len(mask), k), -1, np.int64)
+    propensities = np.zeros((len(mask), k))
+    explored = np.zeros((len(mask), k), np.bool_)
+    for j in range(min(k, int(left.count.max(initial=0)))):
+        alive = left.count > 0
+        u = uniforms(streams, j)
+        by_policy = choice.pick(np.minimum(u / (1 - floor), _ALMOST_ONE))
+        rank = ((u - (1 - floor)) / floor * left.count).astype(np.int64)
+        by_floor = left.nth(rank.clip(0, np.maximum(left.count - 1, 0)))
+        chosen = np.where(u < 1 - floor, by_policy, by_floor)
+        even = floor / np.maximum(left.count, 1)
+        propensities[:, j] = np.where(alive, (1 - floor) * choice.probability(chosen) + even, 0.0)
+        explored[:, j] = alive & (chosen != choice.first())
+        index[:, j] = np.where(alive, chosen, -1)
+        choice.remove(index[:, j])
+        left.remove(index[:, j])
+    shown = np.where(index >= 0, scores[rows[:, None], index], np.float32(0))
+    return Slates(index, propensities, shown, explored)
+
+
+def rescore(choice: Choice, mask: Bool, slates: I64, *, floor: float) -> F64:
+    """P(a) of every candidate at every position of the given slates (B, k, n). Uses the choice up.
+
+    Raises ValueError where a slate names a candidate twice, or one that is not there.
+    """
+    left = mask.copy()
+    known = np.logical_and.accumulate(slates >= 0, axis=1)
+    probabilities = np.zeros((*slates.shape, mask.shape[1]))
+    for j in range(slates.shape[1]):
+        n_left = left.sum(axis=1, keepdims=True)
+        even = floor / np.maximum(n_left, 1)
+        at = ((1 - floor) * choice.distribution() + even) * left
+        probabilities[:, j] = at * known[:, j, None]
+        index = np.where(known[:, j], slates[:, j], -1)
+        rows = np.flatnonzero(index >= 0)
+        if (index >= mask.shape[1]).any() or not left[rows, index[rows]].all():
+            raise ValueError(f"position {j} of a slate holds a candidate that is not left: check its indices")
+        left[rows, index[rows]] = False
+        choice.remove(index)
+    return probabilities
+
+
+def check_floor(floor: float) -> float:
+    """Returns `floor`. Raises ValueError unless 0 < floor < 1: without it a propensity can be 0."""
+    if not 0 < floor < 1:
+        raise ValueError(f"floor is {floor}: choose one between 0 and 1")
+    return floor
+
