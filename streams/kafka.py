@@ -53,11 +53,11 @@ class _Outage:
     def __init__(self) -> None:
         self._said = float("-inf")
 
-    def __call__(self, error: KafkaError) -> None:
+    def __call__(self, error: KafkaError | str) -> None:
         now = time.monotonic()
         if now - self._said >= _SAY_AGAIN_S:
             self._said = now
-            _log.warning("Kafka: %s", error.str())
+            _log.warning("Kafka: %s", error if isinstance(error, str) else error.str())
 
 
 say_outage = _Outage()
