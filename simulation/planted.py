@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class Rubbish:
-    """A message that must end in `dead-letters`, its bytes untouched; `partition` and `offset` say where Kafka put it."""
+    """A message that must end in `dead-letters`, its bytes untouched; `offset` is where Kafka put it."""
 
     kind: str
     reason: str  # the word its dead letter must carry
