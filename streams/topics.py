@@ -1,4 +1,4 @@
-"""Every topic of headrace: how many partitions, how it is cleaned, how long it is kept, how large its messages may be."""
+"""Every topic of headrace: its partitions, how it is cleaned, how long it is kept, how large its messages may be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from headrace.streams import kafka
 from headrace.streams.errors import BrokerError, TopicsError
@@ -18,11 +23,15 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Topic:
-    """`ours`: headrace alone writes it, so its partitions and settings are as here; a shop's topic may differ."""
+    """`ours`: headrace alone writes it, and its settings are as here; a shop's topic may differ.
+
+    `fixed`: the number of partitions means something, and no role starts where it differs.
+    """
 
     name: str  # with the prefix
     partitions: int
     ours: bool
+    fixed: bool
     config: dict[str, str] = field(default_factory=dict)
 
 
@@ -36,10 +45,10 @@ def table(settings: Settings) -> list[Topic]:
     reread = {**compact, "segment.bytes": str(33_554_432), "min.cleanable.dirty.ratio": "0.3"}
 
     def shop(name: str, partitions: int, config: dict[str, str]) -> Topic:
-        return Topic(settings.topic(name), partitions, False, {**config, **usual})
+        return Topic(settings.topic(name), partitions, False, False, {**config, **usual})
 
-    def ours(name: str, partitions: int, config: dict[str, str], size: dict[str, str] = large) -> Topic:
-        return Topic(settings.topic(name), partitions, True, {**config, **size})
+    def ours(name: str, partitions: int, config: dict[str, str], *, fixed: bool = True) -> Topic:
+        return Topic(settings.topic(name), partitions, True, fixed, {**config, **large})
 
     return [
         shop("events", t.events_partitions, kept),
@@ -48,12 +57,12 @@ def table(settings: Settings) -> list[Topic]:
         shop("rules", 1, compact),
         shop("identities", t.requests_partitions, kept),
         shop("erasures", t.requests_partitions, compact),
-        ours("recommendations", t.interactions_partitions, kept, usual),
-        ours("dead-letters", 1, kept),
+        ours("recommendations", t.interactions_partitions, kept, fixed=False),
+        ours("dead-letters", 1, kept, fixed=False),
         ours("interactions", t.interactions_partitions, kept),
-        ours("ingest-offsets", 1, reread, usual),  # one partition: a source finds its position whatever else changes
-        ours("item-vectors", 1, reread, usual),
         ours("users-changelog", t.interactions_partitions, reread),
+        ours("ingest-offsets", 1, reread),  # one partition: a source finds its position whatever else changes
+        ours("item-vectors", 1, reread),
         ours("transitions", 1, kept),  # one partition: one total order for the learner
         ours("policy-versions", 1, reread),
     ]
@@ -120,7 +129,7 @@ def _shape(topic: Topic, known: dict[str, int]) -> str | None:
     found = known.get(topic.name)
     if found is None:
         return f"topic {topic.name} is missing: create it with `headrace topics create`"
-    if topic.ours and found != topic.partitions:
+    if topic.fixed and found != topic.partitions:
         return (
             f"topic {topic.name} has {found} partitions and the settings say {topic.partitions}: {_cure(topic, found)}"
         )
@@ -128,7 +137,7 @@ def _shape(topic: Topic, known: dict[str, int]) -> str | None:
 
 
 def _cure(topic: Topic, found: int) -> str:
-    if topic.name.endswith(("interactions", "users-changelog", "recommendations")):
+    if topic.name.endswith(("interactions", "users-changelog")):
         return (
             f"the number is fixed when the topics are created, so set topics.interactions_partitions = {found},"
             f" or choose another topics.prefix"
@@ -154,8 +163,8 @@ def _partitions(client: AdminClient, settings: Settings) -> dict[str, int]:
         found = client.list_topics(timeout=_TIMEOUT_S).topics
     except KafkaException as error:
         raise BrokerError(
-            f"Kafka at {settings.bootstrap} does not answer ({error.args[0].str()}): start it (`headrace broker` starts one"
-            f" here), or set bootstrap.servers under [kafka]"
+            f"Kafka at {settings.bootstrap} does not answer ({error.args[0].str()}):"
+            f" start it (`headrace broker` starts one here), or set bootstrap.servers under [kafka]"
         ) from error
     return {name: len(topic.partitions) for name, topic in found.items()}
 
