@@ -80,6 +80,6 @@ class Broadcast:
 
     def _on_message(self, message: kafka.Message) -> None:
         value = message.value()
-        if value is not None:
+        if value is not None and not (message.key() or b"").startswith(b"\0"):  # else a writer's own: fence, position
             name, decode = self._decode[message.topic()]
             self._arrived.append((name, decode(value)))

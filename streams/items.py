@@ -30,7 +30,8 @@ class ItemStore:
         self.ids: list[str] = []
         self.rows: dict[int, int] = {}  # item key -> row
         self._size = 0
-        self._offsets: list[tuple[int, int]] = []  # (source partition, offset) of the message a row was made from
+        # (source partition, offset, not pending) of the record a row was made from
+        self._offsets: list[tuple[int, int, bool]] = []
         self._hashes: list[str] = []
         self._allocate(1024)
         self._index = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=64, expansion_search=64)
@@ -79,7 +80,8 @@ class ItemStore:
         """Takes one record of `item-vectors`; returns new, changed, removed, or None for an older record."""
         key = item_key(item.item_id)
         row = self.rows.get(key)
-        if row is not None and self._offsets[row][0] == item.source and self._offsets[row][1] >= item.offset:
+        at = (item.source, item.offset, not item.pending)
+        if row is not None and self._offsets[row][0] == item.source and self._offsets[row] >= at:
             return None
         if row is None:
             if item.removed:
@@ -88,7 +90,7 @@ class ItemStore:
             kind = "new"
         else:
             kind = "removed" if item.removed else "changed"
-        self._offsets[row] = (item.source, item.offset)
+        self._offsets[row] = at
         self._pool = None
         if item.removed:
             self.available[row] = False
@@ -96,7 +98,7 @@ class ItemStore:
         self.available[row] = item.available
         self.log_price[row] = np.log1p(item.price) if item.price is not None and item.price > 0 else 0.0
         self.category[row] = self._category_code(item.category)
-        if item.vector_hash != self._hashes[row]:
+        if item.vector_hash != self._hashes[row] and not item.pending:
             self._hashes[row] = item.vector_hash
             self._waiting[row] = np.frombuffer(item.vector, np.float16).astype(np.float32)
         if kind == "new":
@@ -111,7 +113,7 @@ class ItemStore:
         self.ids.append(item_id)
         self.rows[key] = row
         self.keys[row] = key
-        self._offsets.append((-1, -1))
+        self._offsets.append((-1, -1, False))
         self._hashes.append("")
         return row
 

@@ -94,10 +94,13 @@ class Batch(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """One item as the catalogue knows it; the key is the item id, a null value removes it.
+    """One item as the catalogue knows it; the key is the item id. Keys with a zero byte first are the catalogue's own.
 
     `vector` is float16, L2-normalised, shape (text_dim,), empty for a cold id. `vector_hash` names its content.
     `source` and `offset` are the coordinates of the shop's message: a record with an older offset is ignored.
+    `pending`: the vector follows in a record of the same offset; until then the one known so far stands.
+    `removed`: such a record stays in the topic, so that whoever reads it learns of the removal.
+    `sent_ms`: when the shop sent the message; 0 where the record brings nothing that was waited for.
     """
 
     item_id: str
@@ -111,6 +114,7 @@ class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
     title: str | None = None
     removed: bool = False
     sent_ms: int = 0
+    pending: bool = False
 
 
 # -- transitions: worker → learner ------------------------------------------------------------------------------------

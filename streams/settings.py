@@ -122,6 +122,8 @@ class Catalogue(Section):
     text_model: str = "all-MiniLM-L6-v2"  # a name the export knows, or the folder of an exported artifact
     batch: int = Field(32, ge=1)
     threads: int = Field(1, ge=1)
+    # attributes whose words enter an item's text; numbers, sizes and stock codes would only blur it
+    attributes: tuple[str, ...] = ("brand", "author", "artist", "genres", "color", "colour", "material", "style")
 
 
 class Encoder(Section):
