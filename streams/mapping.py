@@ -207,7 +207,7 @@ class Mapping(_Part):
     events: EventFields | None = None
 
 
-F = TypeVar("F", ItemFields, EventFields)
+F = TypeVar("F", bound=Fields)
 
 
 def read_mapping(path: Path) -> Mapping:
