@@ -106,5 +106,4 @@ class Tastes:
     def choose_intent(self, user: int) -> int:
         """What a user comes for: a favourite, the dearer the likelier."""
         mine = self.favourites[user]
-        weight = np.exp(self._strength[user, mine])
-        return mine[int(self._rng.choice(len(mine), p=weight / weight.sum()))]
+        return mine[int(np.argmax(self._strength[user, mine] + self._rng.gumbel(size=len(mine))))]

@@ -164,7 +164,9 @@ class World:
         if rng.random() < settings.search:
             noun = catalogue.nouns[kind][int(rng.integers(len(catalogue.nouns[kind])))]
             style = int(np.argmax(self.tastes.style[user] + rng.gumbel(size=len(catalogue.styles))))
-            return [self._event(user, "search", ts, text=f"{rng.choice(catalogue.style_words[style])} {noun}".lower())]
+            words = catalogue.style_words[style]
+            text = f"{words[int(rng.integers(len(words)))]} {noun}".lower()
+            return [self._event(user, "search", ts, text=text)]
         near = self._members[kind]
         near = near[self.live[near]]
         # Gumbel-max: an item is viewed in proportion to exp(what the user feels for it).
@@ -208,7 +210,8 @@ class World:
 
     def depth(self, size: int) -> int:
         """How many positions of a slate the next page shows."""
-        return min(size, int(self._rng.choice(self.settings.depths)))
+        depths = self.settings.depths
+        return min(size, depths[int(self._rng.integers(len(depths)))])
 
     def _click(self, logits: F32) -> F32:
         return np.asarray(self.settings.ceiling / (1 + np.exp(-logits)), np.float32)
