@@ -42,7 +42,14 @@ def table(settings: Settings) -> list[Topic]:
     kept = {"cleanup.policy": "delete", "retention.ms": str(t.retention)}
     compact = {"cleanup.policy": "compact"}
     # Read whole at every start: small segments, cleaned often, so that little of what is overwritten is read again.
-    reread = {**compact, "segment.bytes": str(33_554_432), "min.cleanable.dirty.ratio": "0.3"}
+    # Each transaction leaves a marker, and the cleaner keeps markers for delete.retention.ms: by default for a day.
+    reread = {
+        **compact,
+        "segment.bytes": str(33_554_432),
+        "min.cleanable.dirty.ratio": "0.3",
+        "delete.retention.ms": str(600_000),
+    }
+    few_keys = {**reread, "segment.bytes": str(4_194_304)}
 
     def shop(name: str, partitions: int, config: dict[str, str]) -> Topic:
         return Topic(settings.topic(name), partitions, False, False, {**config, **usual})
@@ -61,7 +68,7 @@ def table(settings: Settings) -> list[Topic]:
         ours("dead-letters", 1, kept, fixed=False),
         ours("interactions", t.interactions_partitions, kept),
         ours("users-changelog", t.interactions_partitions, reread),
-        ours("ingest-offsets", 1, reread),  # one partition: a source finds its position whatever else changes
+        ours("ingest-offsets", 1, few_keys),  # one partition: a source finds its position whatever else changes
         ours("item-vectors", 1, reread),
         ours("transitions", 1, kept),  # one partition: one total order for the learner
         ours("policy-versions", 1, reread),
