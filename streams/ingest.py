@@ -15,9 +15,9 @@ from collections import defaultdict
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from prometheus_client import CollectorRegistry
 
-from headrace.streams import http, kafka
+from headrace.streams import http, kafka, topics
 from headrace.streams.ends import EndsWatch
-from headrace.streams.errors import Fatal, TopicsError
+from headrace.streams.errors import Fatal
 from headrace.streams.kafka import Message
 from headrace.streams.metrics import Metrics
 from headrace.streams.settings import Settings
@@ -147,8 +147,6 @@ class Ingest:
 
     def _take(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Every source fences, recovers and says where to read on; all of them at once."""
-        if partitions:
-            self._check_interactions(consumer)
         for at in partitions:
             self._sources[at.topic, at.partition] = source = Source(
                 self._topics[at.topic],
@@ -171,18 +169,6 @@ class Ingest:
         self._assigned = True
         names = ", ".join(sorted(source.name for source in self._sources.values()))
         _log.info("reading %s", names or "nothing: other processes read all partitions")
-
-    def _check_interactions(self, consumer: Consumer) -> None:
-        """The partition of a user is fixed with the number of partitions: another number would split his history."""
-        topic, wanted = self._settings.topic("interactions"), self._settings.topics.interactions_partitions
-        found = len(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-        if found == 0:
-            raise TopicsError(f"topic {topic} does not exist: create it with `headrace topics create`")
-        if found != wanted:
-            raise TopicsError(
-                f"topic {topic} has {found} partitions, the settings say {wanted}: set "
-                f"topics.interactions_partitions = {found}, as the number is fixed when the topic is created"
-            )
 
     def _release(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Waits for the transactions in flight; what is queued is the next owner's."""
@@ -212,10 +198,11 @@ def run(settings: Settings) -> None:
     """The role: blocks until SIGTERM or SIGINT. Raises HeadraceError in one line, Fatal where it must start again."""
     metrics = Metrics(CollectorRegistry(), "ingest")
     ingest = Ingest(settings, metrics)
+    server = http.serve(metrics, ready=lambda: ingest.ready, alive=lambda: True, settings=settings)
+    topics.require(settings)  # nothing to drain yet: a signal that comes while Kafka is away ends us at once
+    ends = EndsWatch(settings, metrics, SOURCES)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ingest.stop())
-    server = http.serve(metrics, ready=lambda: ingest.ready, alive=lambda: True, settings=settings)
-    ends = EndsWatch(settings, metrics, SOURCES)
     try:
         ingest.run()
     finally:
