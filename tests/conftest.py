@@ -1,0 +1,81 @@
+"""What every test may ask for: the real broker (once a session), settings of its own, a wait with a deadline."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+
+from headrace.streams import topics
+from headrace.streams.broker import Broker
+from headrace.streams.settings import Settings
+
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+
+class MakeSettings(Protocol):
+    def __call__(self, *, create: bool = True, **sections: Any) -> Settings: ...
+
+
+class WaitFor(Protocol):
+    def __call__(self, condition: Callable[[], T], deadline: float = 20) -> T: ...
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of the developer's shell have no say in a test."""
+    for name in os.environ:
+        if name.startswith("HEADRACE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The session's broker, shared by all tests: do not kill this one."""
+    with Broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bootstrap(broker: Broker) -> str:
+    return broker.bootstrap
+
+
+@pytest.fixture
+def settings(bootstrap: str, tmp_path: Path) -> MakeSettings:
+    """`settings(worker={"seen": 4})`: on the session's broker, with topics (created) and a data folder of its own."""
+
+    def make(*, create: bool = True, **sections: Any) -> Settings:
+        number = next(_numbers)
+        sections["kafka"] = {"bootstrap.servers": bootstrap, **sections.get("kafka", {})}
+        sections["topics"] = {"prefix": f"t{number}.", **sections.get("topics", {})}
+        sections["metrics"] = {"port": 0, **sections.get("metrics", {})}
+        made = Settings(data_dir=tmp_path / f"data-{number}", **sections)
+        if create:
+            topics.create(made)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def wait_for() -> WaitFor:
+    """`wait_for(lambda: ..., deadline=20)`: the first true value of the condition, or a failure after the deadline."""
+
+    def wait(condition: Callable[[], T], deadline: float = 20) -> T:
+        end = time.monotonic() + deadline
+        while True:
+            value = condition()
+            if value:
+                return value
+            if time.monotonic() > end:
+                pytest.fail(f"still {value!r} after {deadline:g} s")
+            time.sleep(0.02)
+
+    return wait
