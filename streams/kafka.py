@@ -224,15 +224,17 @@ def _commit_fence(producer: Producer, topic: str, partition: int, fence_key: byt
     return offsets[0]
 
 
-def read_to_end(settings: Settings, topic: str, on_message: Callable[[Message], None]) -> dict[int, int]:
+def read_to_end(
+    settings: Settings, topic: str, on_message: Callable[[Message], None], *, partition: int | None = None
+) -> dict[int, int]:
     """Calls `on_message` for every committed record of the topic up to its present end; returns where to read on.
 
-    The result is {partition: next offset}. Raises Fatal where the topic does not exist.
+    `partition`: of this one alone. The result is {partition: next offset}. Raises Fatal where the topic does not exist.
     """
     reader = _reader(settings, enable_partition_eof=True)
     try:
-        partitions = _partitions(reader, topic)
-        reader.assign([TopicPartition(topic, partition, 0) for partition in partitions])
+        partitions = _partitions(reader, topic) if partition is None else [partition]
+        reader.assign([TopicPartition(topic, number, 0) for number in partitions])
         next_offset: dict[int, int] = {}
         while len(next_offset) < len(partitions):
             for message in consume(reader, 10_000, 0.05):
