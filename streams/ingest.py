@@ -137,7 +137,7 @@ class Ingest:
         if not self._sources:
             return
         for (topic, partition), n_messages in kafka.lag(self._consumer).items():
-            self._metrics.lag.labels(topic, str(partition)).set(n_messages)
+            self._metrics.lag.labels(self._topics[topic], str(partition)).set(n_messages)
         applied = [
             TopicPartition(topic, partition, source.next_offset) for (topic, partition), source in self._sources.items()
         ]
