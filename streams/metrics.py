@@ -91,7 +91,7 @@ class Metrics:
 
         # A counter first seen at 1 has no increase: what alerts watch is there from the start, at 0.
         for family, values in (
-            (self.commits, ("committed", "retried")),
+            (self.commits, ("committed", "retried", "failed")),
             (self.text_cache, ("hit", "miss")),
             (self.item_changes, ("new", "changed", "removed")),
             (self.encoder_cache, ("hit", "rebuilt")),
