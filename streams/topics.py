@@ -114,6 +114,12 @@ def check(settings: Settings) -> list[str]:
     return differences
 
 
+def compacted(settings: Settings, name: str) -> bool:
+    """Whether a topic keeps the last message of every key for ever: what it does not hold is then known to be gone."""
+    topic = settings.topic(name)
+    return _configs(kafka.admin(settings), [topic])[topic].get("cleanup.policy") == "compact"
+
+
 def require(settings: Settings) -> None:
     """For the start of a role: waits for Kafka, then raises TopicsError where it could not work with the topics found.
 

@@ -1,0 +1,318 @@
+"""A shelf: one partition of `items`, what the catalogue knows of it, and the only writer of what it leads to.
+
+    read      the shop's messages become changes; what is not an item becomes a dead letter
+    publish   changes, removals, dead letters and the position, in one transaction on `item-vectors` and `dead-letters`
+
+An item whose text has no vector yet is published at once, `pending`, and again with its vector when the text has been
+encoded. So nothing waits for the transformer, and the position may pass an item that is pending: what stands in
+`item-vectors` says so, and the message is still in `items`, which is compacted, when a restart looks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.streams import kafka, records, topics
+from headrace.streams.encoding import Encoding
+from headrace.streams.errors import TopicsError
+from headrace.streams.kafka import Message
+from headrace.streams.messages import Decoder, Rejection
+from headrace.streams.metrics import Metrics
+from headrace.streams.records import Item
+from headrace.streams.settings import Settings
+from headrace.streams.text_cache import TextCache
+from headrace.streams.vectors import content_hash, fused, projected, text_of
+
+F32 = NDArray[np.float32]
+
+PARTITION = 0  # of `item-vectors`, which has one: its order is every worker's order
+_OWN = b"\0"  # first byte of the keys of `item-vectors` that are no items: an item id has no control characters
+_TITLE, _CATEGORY = 512, 256  # characters that travel on: titles of a megabyte are left in `items`
+
+_OVERHEAD = 4_096  # bytes of a record beside its key and value
+
+_log = logging.getLogger("headrace.catalogue")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one message of `items` says: everything but the words, which are known by `text_key` from here on."""
+
+    offset: int
+    sent_ms: int
+    text_key: bytes  # empty where the item has no words
+    own: F32 | None  # the shop's vector, in the text's space
+    item: Item  # without vector; `removed` for a null value
+
+
+class Known(NamedTuple):
+    """What stands in `item-vectors` for an item."""
+
+    offset: int
+    digest: bytes  # of everything but the offset and the time
+    available: bool
+    removed: bool
+    pending: bool
+
+
+class Shelf:
+    def __init__(
+        self, partition: int, *, settings: Settings, metrics: Metrics, encoding: Encoding, cache: TextCache, dim: int
+    ) -> None:
+        self.partition = partition
+        self.next_offset = 0
+        self._settings, self._metrics, self._encoding, self._cache, self._dim = settings, metrics, encoding, cache, dim
+        self._unknown: Counter[str] = Counter()
+        self._decoder = Decoder(settings, unknown=lambda topic, n: self._unknown.update({topic: n}))
+        self._known: dict[str, Known] = {}
+        self._changes: dict[str, Change] = {}  # read, not yet published; of one item the latest
+        self._dead: list[tuple[Message, Rejection]] = []
+        self._read_to = -1
+        self._found: dict[bytes, F32] = {}  # vectors of the changes' texts
+        self._waiting: dict[bytes, list[Change]] = {}  # published as pending, by the key of the text
+
+    def __len__(self) -> int:
+        return sum(not known.removed for known in self._known.values())
+
+    @property
+    def available(self) -> int:
+        return sum(known.available for known in self._known.values())
+
+    def complete(self, encoded: dict[bytes, F32]) -> bool:
+        """Every change that has been read has its vector, with those of `encoded`."""
+        keys = {change.text_key for change in self._changes.values()} - {b""}
+        return keys <= self._found.keys() | encoded.keys()
+
+    # -- taking over ----------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Fences, learns what was committed, takes up what is pending and removes what is gone from `items`."""
+        started = time.perf_counter()
+        self._take_over()
+        applied = -1
+
+        def on_record(key: bytes | None, value: bytes | None) -> None:
+            nonlocal applied
+            if key is None or value is None:
+                return
+            if key.startswith(_OWN):
+                applied = int(value) if key == self._position_key else applied
+                return
+            item = records.decode_item(value)
+            if item.source == self.partition:
+                self._known[item.item_id] = _known(item)
+            else:
+                self._known.pop(item.item_id, None)  # its key has moved to another partition
+
+        kafka.fence_and_read(
+            self._settings,
+            self._producer,
+            self._settings.topic("item-vectors"),
+            PARTITION,
+            on_record,
+            fence_key=b"%sfence %d" % (_OWN, self.partition),
+        )
+        self.next_offset = applied + 1
+        self._reconcile()
+        self._metrics.recoveries.inc()
+        self._metrics.recovery.observe(time.perf_counter() - started)
+        pending = sum(map(len, self._waiting.values()))
+        _log.info("items[%d]: %d items, %d without their vector yet", self.partition, len(self), pending)
+
+    def _take_over(self) -> None:
+        name = f"{self._settings.topics.prefix}catalogue.items.{self.partition}"
+        self._producer = kafka.transactional_producer(self._settings, name)
+
+    @property
+    def _position_key(self) -> bytes:
+        return b"%sapplied %d" % (_OWN, self.partition)
+
+    def _reconcile(self) -> None:
+        """Reads the partition whole: which items are pending, and which are gone.
+
+        Kafka drops the null values of a compacted topic after a day. Who was down for longer never reads that an item
+        was removed: it is known here and `items` does not hold its key.
+        """
+        topic = self._settings.topic("items")
+        seen: set[str] = set()
+        pending: dict[str, Change] = {}
+
+        def on_message(message: Message) -> None:
+            key = (message.key() or b"").decode("utf-8", "replace")
+            seen.add(key)
+            known = self._known.get(key)
+            if known is not None and known.pending and known.offset == message.offset():
+                change = self._change_of(message, texts)
+                if isinstance(change, Change):
+                    pending[key] = change
+
+        texts: dict[str, bytes] = {}
+        end = kafka.read_to_end(self._settings, topic, on_message, partition=self.partition)[self.partition]
+        if self.next_offset > end:
+            raise TopicsError(
+                f"{topic}[{self.partition}] ends at {end} and was read up to {self.next_offset}: it was created anew; "
+                f"delete {self._settings.topic('item-vectors')} too and run `headrace topics create`"
+            )
+        self._found = self._encoding.find(texts)
+        self._changes = pending
+        if topics.compacted(self._settings, "items"):
+            for item_id, known in self._known.items():
+                if not known.removed and item_id not in seen:
+                    self._changes[item_id] = self._removal(item_id, end - 1, sent_ms=0)
+        self._read_to = self.next_offset - 1
+        self.publish({})
+
+    # -- the way of a message -------------------------------------------------------------------------------------
+
+    def read(self, messages: list[Message]) -> None:
+        """Takes messages in their order; what they come to waits for `publish`."""
+        started = time.perf_counter()
+        outcomes: Counter[str] = Counter()
+        texts: dict[str, bytes] = {}
+        for message in messages:
+            change = self._change_of(message, texts)
+            if isinstance(change, Rejection):
+                self._dead.append((message, change))
+                outcomes["dead"] += 1
+                self._metrics.dead_letters.labels("items", change.reason).inc()
+                continue
+            outcomes["accepted"] += 1
+            self._changes[change.item.item_id] = change
+        self._read_to = messages[-1].offset()
+        self._found.update(self._encoding.find(texts))
+        for outcome, n_messages in outcomes.items():
+            self._metrics.messages.labels("items", outcome).inc(n_messages)
+        if self._unknown:
+            self._metrics.unknown_fields.labels("items").inc(self._unknown.total())
+            self._unknown.clear()
+        self._metrics.stage.labels("decode").observe(time.perf_counter() - started)
+
+    def _change_of(self, message: Message, texts: dict[str, bytes]) -> Change | Rejection:
+        """What the message changes; its words are added to `texts`, with their key."""
+        raw, key = message.value(), message.key() or b""
+        kind, sent_ms = message.timestamp()
+        sent_ms = sent_ms if kind else 0
+        if raw is None:
+            name = key.decode("utf-8", "replace")
+            return self._removal(name, message.offset(), sent_ms=sent_ms)
+        read = self._decoder.item(raw)
+        if isinstance(read, Rejection):
+            return read
+        if key != read.item_id.encode():
+            shown = key[:60].decode("utf-8", "replace")
+            return Rejection("id", f"the key is {shown!r} and must be the item_id, as a null value removes by the key")
+        text, text_key = text_of(read, self._settings.catalogue.attributes), b""
+        if text:
+            text_key = self._cache.key(text)
+            texts.pop(text, None)
+            texts[text] = text_key
+        item = Item(
+            read.item_id,
+            self.partition,
+            message.offset(),
+            b"",
+            "",
+            price=read.price,
+            category=read.category and read.category[:_CATEGORY],
+            available=read.available is not False,
+            title=read.title and read.title[:_TITLE],
+        )
+        own = projected(read.vector, self._dim) if read.vector else None
+        return Change(message.offset(), sent_ms, text_key, own, item)
+
+    def _removal(self, item_id: str, offset: int, *, sent_ms: int) -> Change:
+        item = Item(item_id, self.partition, offset, b"", "", available=False, removed=True)
+        return Change(offset, sent_ms, b"", None, item)
+
+    def publish(self, encoded: dict[bytes, F32]) -> None:
+        """Commits what was read and what `encoded`, vectors by text key, completes; where that is nothing, nothing."""
+        self._found.update(encoded)
+        new: dict[str, Item] = {}
+        kinds: Counter[str] = Counter()
+        for change in self._changes.values():
+            self._place(change, new, kinds)
+        for key in encoded:
+            for change in self._waiting.pop(key, ()):
+                known = self._known[change.item.item_id]
+                if known.pending and known.offset == change.offset and change.item.item_id not in new:
+                    new[change.item.item_id] = self._record(change, known)
+        if new or self._dead or self._read_to >= self.next_offset:
+            self._commit(new)
+        self._known.update((item_id, _known(item)) for item_id, item in new.items())
+        self._changes, self._dead, self._found = {}, [], {}
+        for kind, n_items in kinds.items():
+            self._metrics.item_changes.labels(kind).inc(n_items)
+
+    def _place(self, change: Change, new: dict[str, Item], kinds: Counter[str]) -> None:
+        """Adds the record that this change makes, if it says anything new."""
+        item_id = change.item.item_id
+        known = self._known.get(item_id)
+        record = self._record(change, known)
+        if record.pending:
+            self._waiting.setdefault(change.text_key, []).append(change)
+        there = known is not None and not known.removed
+        if record.removed:
+            kind = "removed" if there else "unchanged"
+        elif known is None or not there:
+            kind = "new"
+        elif known.digest == _digest(record) and (not record.pending or known.offset == change.offset):
+            kind = "unchanged"
+        else:
+            kind = "changed"
+        if kind != "unchanged":
+            new[item_id] = record
+        kinds[kind] += 1
+
+    def _record(self, change: Change, known: Known | None) -> Item:
+        """With its vector, or pending. The shop's time goes with the first record of a message alone."""
+        sent_ms = 0 if known is not None and known.offset == change.offset else change.sent_ms
+        if change.text_key and change.text_key not in self._found:
+            return msgspec.structs.replace(change.item, sent_ms=sent_ms, pending=True)
+        vector = fused(self._found.get(change.text_key), change.own)
+        return msgspec.structs.replace(change.item, vector=vector, vector_hash=content_hash(vector), sent_ms=sent_ms)
+
+    def _commit(self, new: dict[str, Item]) -> None:
+        """One transaction: items, dead letters, position."""
+        started = time.perf_counter()
+        item_vectors = self._settings.topic("item-vectors")
+        self._producer.begin_transaction()
+        for item_id, item in new.items():
+            value = records.encode(item)
+            kafka.produce(self._producer, item_vectors, key=item_id.encode(), value=value, partition=PARTITION)
+        for message, rejection in self._dead:
+            headers = rejection.headers(topic=message.topic(), partition=self.partition, offset=message.offset())
+            size = len(message.key() or b"") + len(message.value() or b"")
+            fits = size <= self._settings.topics.large_message_bytes - _OVERHEAD  # else `source` says where it lies
+            kafka.produce(
+                self._producer,
+                self._settings.topic("dead-letters"),
+                key=message.key() if fits else None,
+                value=message.value() if fits else None,
+                headers=headers,
+            )
+        position = str(self._read_to).encode()
+        kafka.produce(self._producer, item_vectors, key=self._position_key, value=position, partition=PARTITION)
+        if kafka.commit(self._producer):
+            self._take_over()  # the end of that transaction may still come, and end the next: a new epoch shuts it out
+            self._metrics.commits.labels("retried").inc()
+        self._metrics.commits.labels("committed").inc()
+        self._metrics.stage.labels("commit").observe(time.perf_counter() - started)
+        self.next_offset = self._read_to + 1
+
+
+def _known(item: Item) -> Known:
+    return Known(item.offset, _digest(item), item.available, item.removed, item.pending)
+
+
+def _digest(item: Item) -> bytes:
+    """Of what a worker makes use of."""
+    said = (item.vector_hash, item.price, item.category, item.available, item.title, item.removed, item.pending)
+    return content_hash(msgspec.msgpack.encode(said)).encode()
