@@ -1,17 +1,26 @@
 """Settings: one `headrace.toml`, every value overridable from the environment, validated before anything starts.
 
 `HEADRACE_SECTION__NAME` overrides `[section] name`, `HEADRACE_NAME` a value outside the sections; under `[kafka]` an
-underscore in NAME stands for a dot. This module is the only reader of the environment.
+underscore in NAME stands for a dot. `configuration.load` reads the file and the environment.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -39,7 +48,7 @@ class Section(BaseModel):
 class Topics(Section):
     """How many partitions each topic gets when headrace creates it, and how long it is kept."""
 
-    prefix: str = "headrace."
+    prefix: str = Field("headrace.", pattern=r"^[a-zA-Z0-9._-]{0,200}$")
     events_partitions: int = Field(4, ge=1)
     requests_partitions: int = Field(2, ge=1)
     interactions_partitions: int = Field(4, ge=1)  # fixed at creation: the user's partition is murmur2(user) mod this
@@ -197,13 +206,7 @@ class Metrics(Section):
 class Settings(BaseSettings):
     """Everything headrace can be told. Unknown keys are refused by name."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="HEADRACE_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        nested_model_default_partial_update=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     data_dir: Path = Path(".headrace")
     kafka: dict[str, str] = Field(default_factory=dict)
@@ -222,6 +225,39 @@ class Settings(BaseSettings):
     learner: Learner = Learner()
     metrics: Metrics = Metrics()
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Built by hand, settings know neither file nor environment: `configuration.load` reads those."""
+        return (init_settings,)
+
+    @field_validator("event_types", mode="before")
+    @classmethod
+    def _types_given_change_the_built_in_ones(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        builtin = {name: known.model_dump() for name, known in builtin_event_types().items()}
+        changed = {
+            name: {**builtin.get(name, {}), **value} if isinstance(value, dict) else value
+            for name, value in given.items()
+        }
+        return {**builtin, **changed}
+
+    @field_validator("placements", mode="before")
+    @classmethod
+    def _default_placement_exists(cls, given: Any) -> Any:
+        return {"default": Placement(), **given} if isinstance(given, dict) else given
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, masked(value) if name == "kafka" else value
+
     @property
     def bootstrap(self) -> str:
         return self.kafka.get("bootstrap.servers", "127.0.0.1:9092")
@@ -236,29 +272,16 @@ class Settings(BaseSettings):
         return self.topics.prefix + name
 
 
+def is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name))
+
+
+def masked(kafka: dict[str, str]) -> dict[str, str]:
+    """Kafka's properties with passwords, tokens and keys hidden."""
+    return {name: "***" if is_secret(name) else value for name, value in kafka.items()}
+
+
 def cache_dir() -> Path:
     """Where what can be fetched or built again lies: `headrace` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "headrace"
-
-
-class _Toml(PydanticBaseSettingsSource):
-    """The settings file, already read."""
-
-    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self._values = values
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self._values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        return self._values
-
-
-def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
-    """Reads `path` (default: `headrace.toml` in the current folder, if it is there), then the environment.
-
-    Raises SettingsError, in one line that names each key, its value and the cure.
-    """
-    raise NotImplementedError
