@@ -10,7 +10,7 @@ decision alike: they take that part of the reward's variance off the weights tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -44,7 +44,8 @@ _PRODUCTS = (
 )
 _WITH_CONTEXT = (_SIMILARITY, "popularity", "co_view", "category_match")
 
-ROWS = 24  # candidates in a block of one BLAS call
+BLOCK = 40  # candidates in one BLAS call: 120, the default number of candidates, is three of them
+_ROWS = 16  # decisions scored at once
 
 
 def unit(states: F32) -> F32:
@@ -53,18 +54,17 @@ def unit(states: F32) -> F32:
     return states / np.where(length > 0, length, np.float32(1))
 
 
-def by_candidate(weights: F32, features: F32, out: F32 | None = None) -> F32:
-    """weights (B or 1, M, K) · features (B, n, K), n a multiple of ROWS → (B, M, n).
+def by_candidate(weights: F32, features: F32) -> F32:
+    """weights (B or 1, M, K) · features (B, K, n), n a multiple of BLOCK → (B, M, n).
 
     BLAS picks its kernel by shape, and another kernel sums in another order. Here every call has the shape
-    (M, K) × (K, ROWS), and a candidate's place in it is its own index modulo ROWS: neither the batch nor n can change
+    (M, K) × (K, BLOCK), and a candidate's place in it is its own index modulo BLOCK: neither the batch nor n can change
     a bit of a score.
     """
-    rows, n, _ = features.shape
-    scores = np.empty((rows, weights.shape[1], n), np.float32) if out is None else out
-    for start in range(0, n, ROWS):
-        block = features[:, start : start + ROWS].transpose(0, 2, 1)
-        np.matmul(weights, block, out=scores[:, :, start : start + ROWS])
+    rows, _, n = features.shape
+    scores = np.empty((rows, weights.shape[1], n), np.float32)
+    for start in range(0, n, BLOCK):
+        np.matmul(weights, features[:, :, start : start + BLOCK], out=scores[:, :, start : start + BLOCK])
     return scores
 
 
@@ -116,43 +116,52 @@ class FeatureMap:
         return x
 
     def _fill_signals(self, signals: F32, scalars: F32, similarity: F32) -> None:
+        """`signals` (..., S) from `scalars` (..., m) and `similarity` (...,); any strides will do."""
         m = len(self.scalars)
         signals[..., :m] = scalars
         signals[..., m] = similarity
         for i, (a, b) in enumerate(self._products, m + 1):
             np.multiply(signals[..., a], signals[..., b], out=signals[..., i])
 
-    def prepare(self, query: Query) -> Prepared:
-        """The query, ready to be scored by any number of weight vectors."""
-        return Prepared(self, query)
+    def chunks(self, query: Query) -> Iterator[tuple[slice, Prepared]]:
+        """The query's rows, a few at a time, ready to be scored by weight vectors. n is a multiple of BLOCK.
+
+        A chunk's products stay in the cache; a whole batch's would not, and scoring takes up to twice as long.
+        """
+        for start in range(0, len(query.states), _ROWS):
+            rows = slice(start, start + _ROWS)
+            yield rows, Prepared(self, query, rows)
 
 
 class Prepared:
-    """Scores x·w of all candidates without forming x: what belongs to the decision is folded into the weights."""
+    """Scores w·x of all candidates without forming x: what belongs to the decision is folded into the weights.
 
-    def __init__(self, features: FeatureMap, query: Query) -> None:
+    Features stand before candidates, which is how BLAS likes them: items (B, d, n), signals and a 1 (B, S + 1, n).
+    """
+
+    def __init__(self, features: FeatureMap, query: Query, rows: slice) -> None:
         self._features = features
-        self.query = query
-        self.unit = unit(query.states)  # (B, d)
-        similarity = by_candidate(self.unit[:, None, :], query.items)[:, 0]
-        self.signals = np.empty((*query.mask.shape, features.signals + 1), np.float32)  # (B, n, signals, 1)
-        features._fill_signals(self.signals, query.scalars, similarity)
-        self.signals[..., -1] = 1.0
+        self.unit = unit(query.states[rows])  # (B, d)
+        self.contexts = query.contexts[rows]
+        self._items = np.ascontiguousarray(query.items[rows].transpose(0, 2, 1))
+        self._signals = np.empty((len(self.unit), features.signals + 1, query.mask.shape[1]), np.float32)
+        similarity = by_candidate(self.unit[:, None, :], self._items)[:, 0]
+        features._fill_signals(self._signals[:, :-1].transpose(0, 2, 1), query.scalars[rows], similarity)
+        self._signals[:, -1] = 1.0
 
     def scores(self, weights: F32) -> F32:
         """Weight vectors (M, D) → (B, M, n)."""
         f, blocks, m = self._features, self._features.blocks, len(weights)
         of_item = weights[:, blocks["taste"]] * (self.unit * f._root)[:, None, :]
         of_item += weights[:, blocks["item"]]
-        scores = by_candidate(of_item, self.query.items)
         of_signals = np.empty((len(self.unit), m, f.signals + 1), np.float32)
         of_signals[..., :-1] = weights[:, blocks["signals"]]
         of_signals[..., -1] = weights[:, blocks["one"]][:, 0] + weights[:, blocks["place"]][:, 0]
         if f.contexts:
-            contexts = self.query.contexts
             crossed = weights[:, blocks["context_signals"]].reshape(m, f.contexts, -1).transpose(1, 0, 2)
-            folded = by_row(contexts, crossed.reshape(f.contexts, -1)).reshape(len(contexts), m, -1)
-            of_signals[:, :, f._with_context] += folded
-            of_signals[..., -1] += by_row(contexts, weights[:, blocks["context"]].T)
-        scores += by_candidate(of_signals, self.signals)
+            folded = by_row(self.contexts, crossed.reshape(f.contexts, -1))
+            of_signals[:, :, f._with_context] += folded.reshape(len(folded), m, -1)
+            of_signals[..., -1] += by_row(self.contexts, np.ascontiguousarray(weights[:, blocks["context"]].T))
+        scores = by_candidate(of_item, self._items)
+        scores += by_candidate(of_signals, self._signals)
         return scores

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headrace.policy.base import F32, Arrays, Examples, Meta, Query
-from headrace.policy.features import ROWS, FeatureMap
+from headrace.policy.features import FeatureMap
 from headrace.policy.ranking import Ranking
 from headrace.policy.ridge import Ridge, check_features
 from headrace.policy.slates import Choice, Greedy, Votes
@@ -66,19 +66,15 @@ class LinUCB(_Linear):
     name = "linucb"
 
     def _prepare_serving(self) -> Arrays:
-        return {
-            "theta": self.regression.theta.astype(np.float32),
-            "root": self.regression.root().astype(np.float32),
-        }
+        weights = np.vstack([self.regression.theta, self.regression.root().T])
+        return {"weights": weights.astype(np.float32)}  # (1 + D, D): θ, then Rᵀ with A⁻¹ = R Rᵀ
 
     def _rank(self, query: Query) -> tuple[F32, Choice]:
-        served = self.serving()
-        rows, n = query.mask.shape
-        x = self._features.joint(query.states[:, None], query.contexts[:, None], query.items, query.scalars)
-        blocks = x.reshape(rows, n // ROWS, ROWS, -1)  # fixed shapes: see features.by_candidate
-        spread = np.matmul(blocks, served["root"])
-        width = np.sqrt(np.square(spread, out=spread).sum(axis=-1)).reshape(rows, n)
-        scores = np.matmul(blocks, served["theta"]).reshape(rows, n) + np.float32(self.alpha) * width
+        scores = np.empty(query.mask.shape, np.float32)
+        for rows, prepared in self._features.chunks(query):
+            projected = prepared.scores(self.serving()["weights"])  # (B, 1 + D, n)
+            width = np.sqrt(np.square(projected[:, 1:]).sum(axis=1))  # √(xᵀ A⁻¹ x) = |Rᵀ x|
+            scores[rows] = projected[:, 0] + np.float32(self.alpha) * width
         return scores, Greedy(scores, query.mask)
 
 
@@ -98,10 +94,12 @@ class LinTS(_Linear):
         random = np.random.Generator(np.random.Philox(key=(self.seed, self.learned)))
         noise = random.standard_normal((self.draws, self._features.size))
         draws = self.regression.theta + self.alpha * noise @ self.regression.root().T
-        return {"theta": self.regression.theta.astype(np.float32), "draws": draws.astype(np.float32)}
+        return {"weights": np.vstack([self.regression.theta, draws]).astype(np.float32)}  # (1 + M, D): θ, then the draws
 
     def _rank(self, query: Query) -> tuple[F32, Choice]:
-        served = self.serving()
-        prepared = self._features.prepare(query)
-        scores = prepared.scores(served["theta"][None])[:, 0]
-        return scores, Votes(prepared.scores(served["draws"]), query.mask)
+        scores = np.empty(query.mask.shape, np.float32)
+        votes = np.empty((len(scores), self.draws, scores.shape[1]), np.float32)
+        for rows, prepared in self._features.chunks(query):
+            projected = prepared.scores(self.serving()["weights"])
+            scores[rows], votes[rows] = projected[:, 0], projected[:, 1:]
+        return scores, Votes(votes, query.mask)

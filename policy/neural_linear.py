@@ -56,7 +56,7 @@ class NeuralLinear(Ranking):
         self._features = FeatureMap(dim=self.dim, scalars=self.scalars, contexts=self.contexts)
         self._wide = self._features.size
         self.head = Ridge(self._wide + trunk.OUT, ridge=ridge)
-        self._trunk = trunk.new(dim=self.dim, scalars=len(self.scalars), contexts=self.contexts, seed=seed)
+        self._trunk = trunk.new(size=self._wide, dim=self.dim, seed=seed)
         self._gamma = np.zeros((self._wide, trunk.OUT), np.float32)
         self._remembered = Memory(memory)
         self._fresh = 0  # fresh examples learned
@@ -90,7 +90,7 @@ class NeuralLinear(Ranking):
     def _parts(self, e: Any) -> tuple[F64, F64]:
         """x (N, D) and z - Γᵀx (N, OUT) of examples or of the memory."""
         x = self._features.joint(e.states, e.contexts, e.items, e.scalars, e.positions)
-        z = trunk.rows(self._trunk, e.states, e.contexts, e.items, e.scalars)
+        z = trunk.rows(self._trunk, x, e.states)
         return x.astype(np.float64), (z - x @ self._gamma).astype(np.float64)
 
     def _train(self) -> None:
@@ -100,9 +100,10 @@ class NeuralLinear(Ranking):
         x = self._features.joint(memory.states, memory.contexts, memory.items, memory.scalars, memory.positions)
         residuals = memory.rewards - x @ self.head.theta[:wide]
         self._trunk = training.train(
-            self._trunk, self.head.theta[wide:], memory, residuals, seed=(self.seed, self._trainings), steps=self._steps
-        )
-        z = trunk.rows(self._trunk, memory.states, memory.contexts, memory.items, memory.scalars)
+            self._trunk, self.head.theta[wide:], x, memory.states, residuals,
+            seed=(self.seed, self._trainings), steps=self._steps,
+        )  # fmt: skip
+        z = trunk.rows(self._trunk, x, memory.states)
         self._scale_trunk(z)
         self._rebuild(x, z, memory.rewards)
         self._trained_at = self._fresh
@@ -161,12 +162,17 @@ class NeuralLinear(Ranking):
 
     def _rank(self, query: Query) -> tuple[F32, Choice]:
         served = self.serving()
-        prepared = self._features.prepare(query)
-        z = trunk.candidates(self._trunk, prepared).transpose(0, 2, 1)
-        mean = prepared.scores(served["wide"][:1]) + by_candidate(served["deep"][None, :1], z)
-        votes = prepared.scores(served["wide"][1:])
-        votes += by_candidate(served["deep"][None, 1:], z)
-        return mean[:, 0], Votes(votes, query.mask)
+        heads = len(served["deep"])
+        weights = np.concatenate([served["wide"], self._trunk["wide"]])  # (1 + M + HIDDEN, D)
+        scores = np.empty(query.mask.shape, np.float32)
+        votes = np.empty((len(scores), heads - 1, scores.shape[1]), np.float32)
+        for rows, prepared in self._features.chunks(query):
+            projected = prepared.scores(weights)
+            z = trunk.candidates(self._trunk, projected[:, heads:], prepared.unit)
+            deep = by_candidate(served["deep"][None], z)  # (B, 1 + M, n)
+            np.add(projected[:, 0], deep[:, 0], out=scores[rows])
+            np.add(projected[:, 1:heads], deep[:, 1:], out=votes[rows])
+        return scores, Votes(votes, query.mask)
 
     # -- snapshot -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from headrace.policy.base import F32, F64, I64, Arrays, Examples, Meta, Query, Slates
-from headrace.policy.features import ROWS, SCALARS
+from headrace.policy.features import BLOCK, SCALARS
 from headrace.policy.slates import Choice, check_floor, rescore, sample
 
 
@@ -26,7 +26,7 @@ class Ranking(ABC):
 
     @abstractmethod
     def _rank(self, query: Query) -> tuple[F32, Choice]:
-        """Scores (B, n) and π; n is a multiple of features.ROWS."""
+        """Scores (B, n) and π; n is a multiple of features.BLOCK."""
 
     def decide(self, query: Query, k: int) -> Slates:
         padded = self._padded(query)
@@ -59,7 +59,7 @@ class Ranking(ABC):
             "streams": (rows,),
         }
         _check_shapes(query, wanted)
-        more = -n % ROWS if n else ROWS
+        more = -n % BLOCK if n else BLOCK
         arrays = {
             "states": np.ascontiguousarray(query.states, np.float32),
             "contexts": np.ascontiguousarray(query.contexts, np.float32),

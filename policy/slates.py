@@ -38,7 +38,7 @@ def _mix(z: U64) -> U64:
 
 
 class Choice(Protocol):
-    """π over the candidates left, one position after another. An index of -1 leaves its row alone in `remove`."""
+    """π over the candidates left, one position after another, for rows that have any left; of others nothing is promised."""
 
     def pick(self, u: F64) -> I64:
         """The candidate at `u` (B,) of π's inverse CDF (B,)."""
@@ -53,11 +53,11 @@ class Choice(Protocol):
         ...
 
     def distribution(self) -> F64:
-        """π as a whole (B, n), 0 for what is not left."""
+        """π as a whole (B, n)."""
         ...
 
-    def remove(self, index: I64) -> None:
-        """Takes one candidate out of each row (B,)."""
+    def remove(self, rows: I64, gone: I64) -> None:
+        """Takes candidate `gone[i]` out of row `rows[i]`."""
         ...
 
 
@@ -66,7 +66,6 @@ class Greedy:
 
     def __init__(self, scores: F32, mask: Bool) -> None:
         self._scores = np.where(mask, scores, np.float32(-np.inf))  # (B, n)
-        self._rows = np.arange(len(scores))
         self._top = self._scores.argmax(axis=1)
 
     def pick(self, u: F64) -> I64:
@@ -80,12 +79,11 @@ class Greedy:
 
     def distribution(self) -> F64:
         pi = np.zeros(self._scores.shape)
-        pi[self._rows, self._top] = np.isfinite(self._scores[self._rows, self._top])
+        pi[np.arange(len(pi)), self._top] = 1.0
         return pi
 
-    def remove(self, index: I64) -> None:
-        rows = np.flatnonzero(index >= 0)
-        self._scores[rows, index[rows]] = -np.inf
+    def remove(self, rows: I64, gone: I64) -> None:
+        self._scores[rows, gone] = -np.inf
         self._top = self._scores.argmax(axis=1)
 
 
@@ -96,41 +94,39 @@ class Votes:
     """
 
     def __init__(self, scores: F32, mask: Bool) -> None:
-        """`scores` (B, M, n): each draw's score of each candidate. The array is used up."""
+        """`scores` (B, M, n), contiguous: each draw's score of each candidate. The array is used up."""
         rows, self._draws, self._n = scores.shape
         if not mask.all():
             np.copyto(scores, np.float32(-np.inf), where=~mask[:, None, :])
         self._scores = scores.reshape(-1, self._n)  # (B·M, n)
-        self._rows = np.arange(rows)
+        self._by_row = scores
+        self._start = np.arange(rows) * self._n
         self._top = self._scores.argmax(axis=1).reshape(rows, self._draws)  # (B, M)
-        self._left = mask.sum(axis=1)
-        flat = (self._top + self._rows[:, None] * self._n).ravel()
-        self._counts = np.bincount(flat, minlength=rows * self._n).reshape(rows, self._n)
-        self._counts[self._left == 0] = 0
+        flat = (self._top + self._start[:, None]).ravel()
+        self._counts = np.bincount(flat, minlength=rows * self._n)  # (B·n,)
 
     def pick(self, u: F64) -> I64:
-        return self._top[self._rows, (u * self._draws).astype(np.int64)]
+        return self._top[np.arange(len(u)), (u * self._draws).astype(np.int64)]
 
     def probability(self, index: I64) -> F64:
-        return self._counts[self._rows, index] / self._draws
+        return self._counts[self._start + index] / self._draws
 
     def first(self) -> I64:
-        return self._counts.argmax(axis=1)
+        return self._counts.reshape(-1, self._n).argmax(axis=1)
 
     def distribution(self) -> F64:
-        return self._counts / self._draws
+        return self._counts.reshape(-1, self._n) / self._draws
 
-    def remove(self, index: I64) -> None:
-        rows = np.flatnonzero(index >= 0)
-        gone = index[rows]
-        self._left[rows] -= 1
-        self._scores.reshape(len(self._rows), self._draws, self._n)[rows, :, gone] = -np.inf
-        self._counts[rows, gone] = 0
+    def remove(self, rows: I64, gone: I64) -> None:
+        self._by_row[rows, :, gone] = -np.inf
+        self._counts[self._start[rows] + gone] = 0
         # Only the draws that had voted for what is gone vote again.
-        again = np.flatnonzero((self._top == index[:, None]) & (self._left > 0)[:, None])
+        left = np.full(len(self._top), -1)
+        left[rows] = gone
+        again = np.flatnonzero(self._top == left[:, None])
         top = self._scores[again].argmax(axis=1)
         self._top.ravel()[again] = top
-        np.add.at(self._counts.ravel(), again // self._draws * self._n + top, 1)
+        np.add.at(self._counts, self._start[again // self._draws] + top, 1)
 
 
 class Softmax:
@@ -138,7 +134,6 @@ class Softmax:
 
     def __init__(self, logits: F32, mask: Bool) -> None:
         self._logits = np.where(mask, logits.astype(np.float64), -np.inf)  # (B, n)
-        self._rows = np.arange(len(logits))
         self._weigh()
 
     def _weigh(self) -> None:
@@ -146,51 +141,48 @@ class Softmax:
         self._weights = np.exp(self._logits - np.where(np.isfinite(largest), largest, 0.0))
         # A running sum adds exact zeros for what is masked: padding cannot change a bit, a pairwise sum's shape could.
         self._cdf = self._weights.cumsum(axis=1)
-        self._total = self._cdf[:, -1]
+        self._total = np.where(self._cdf[:, -1] > 0, self._cdf[:, -1], 1.0)
 
     def pick(self, u: F64) -> I64:
         target = np.minimum(u * self._total, np.nextafter(self._total, 0.0))
         return (self._cdf <= target[:, None]).sum(axis=1).clip(max=self._cdf.shape[1] - 1)
 
     def probability(self, index: I64) -> F64:
-        return self._weights[self._rows, index] / np.where(self._total > 0, self._total, 1.0)
+        return self._weights[np.arange(len(index)), index] / self._total
 
     def first(self) -> I64:
         return self._weights.argmax(axis=1)
 
     def distribution(self) -> F64:
-        return self._weights / np.where(self._total > 0, self._total, 1.0)[:, None]
+        return self._weights / self._total[:, None]
 
-    def remove(self, index: I64) -> None:
-        rows = np.flatnonzero(index >= 0)
-        self._logits[rows, index[rows]] = -np.inf
+    def remove(self, rows: I64, gone: I64) -> None:
+        self._logits[rows, gone] = -np.inf
         self._weigh()
 
 
 class _Left:
-    """The candidates left in each row: the r-th one and taking one out cost the same for every n."""
+    """The candidates left in each row: the r-th one, and taking one out, cost the same for every n."""
 
     def __init__(self, mask: Bool) -> None:
         rows, n = mask.shape
-        self.mask = mask.copy()
         self.count = mask.sum(axis=1)
-        self._rows = np.arange(rows)
-        self._order = np.argsort(~mask, axis=1, kind="stable")  # the first `count` are those left
-        self._place = np.empty_like(self._order)
-        np.put_along_axis(self._place, self._order, np.arange(n)[None, :], axis=1)
+        self._start = np.arange(rows) * n
+        order = np.argsort(~mask, axis=1, kind="stable")  # the first `count` of a row are those left
+        place = np.empty_like(order)
+        np.put_along_axis(place, order, np.arange(n)[None, :], axis=1)
+        self._order, self._place = order.ravel(), place.ravel()
 
     def nth(self, rank: I64) -> I64:
-        return self._order[self._rows, rank]
+        return self._order[self._start + rank]
 
-    def remove(self, index: I64) -> None:
-        rows = np.flatnonzero(index >= 0)
-        gone = index[rows]
-        self.mask[rows, gone] = False
+    def remove(self, rows: I64, gone: I64) -> None:
         self.count[rows] -= 1
-        last = self._order[rows, self.count[rows]]
-        place = self._place[rows, gone]
-        self._order[rows, place] = last
-        self._place[rows, last] = place
+        start = self._start[rows]
+        last = self._order[start + self.count[rows]]
+        place = self._place[start + gone]
+        self._order[start + place] = last
+        self._place[start + last] = place
 
 
 def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, streams: U64) -> Slates:
@@ -204,18 +196,17 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
     propensities = np.zeros((len(mask), k))
     explored = np.zeros((len(mask), k), np.bool_)
     for j in range(min(k, int(left.count.max(initial=0)))):
-        alive = left.count > 0
+        alive = rows[left.count[rows] > 0]
+        n_left = np.maximum(left.count, 1)
         u = uniforms(streams, j)
         by_policy = choice.pick(np.minimum(u / (1 - floor), _ALMOST_ONE))
-        rank = ((u - (1 - floor)) / floor * left.count).astype(np.int64)
-        by_floor = left.nth(rank.clip(0, np.maximum(left.count - 1, 0)))
-        chosen = np.where(u < 1 - floor, by_policy, by_floor)
-        even = floor / np.maximum(left.count, 1)
-        propensities[:, j] = np.where(alive, (1 - floor) * choice.probability(chosen) + even, 0.0)
-        explored[:, j] = alive & (chosen != choice.first())
-        index[:, j] = np.where(alive, chosen, -1)
-        choice.remove(index[:, j])
-        left.remove(index[:, j])
+        rank = np.maximum((u - (1 - floor)) / floor * n_left, 0).astype(np.int64)
+        chosen = np.where(u < 1 - floor, by_policy, left.nth(np.minimum(rank, n_left - 1)))
+        index[alive, j] = gone = chosen[alive]
+        propensities[alive, j] = ((1 - floor) * choice.probability(chosen) + floor / n_left)[alive]
+        explored[alive, j] = (chosen != choice.first())[alive]
+        choice.remove(alive, gone)
+        left.remove(alive, gone)
     shown = np.where(index >= 0, scores[rows[:, None], index], np.float32(0))
     return Slates(index, propensities, shown, explored)
 
@@ -223,22 +214,20 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
 def rescore(choice: Choice, mask: Bool, slates: I64, *, floor: float) -> F64:
     """P(a) of every candidate at every position of the given slates (B, k, n). Uses the choice up.
 
-    Raises ValueError where a slate names a candidate twice, or one that is not there.
+    From a row's first -1 on all are 0. Raises ValueError where a slate names a candidate twice, or one that is not there.
     """
     left = mask.copy()
-    known = np.logical_and.accumulate(slates >= 0, axis=1)
+    alive = np.arange(len(mask))
     probabilities = np.zeros((*slates.shape, mask.shape[1]))
     for j in range(slates.shape[1]):
-        n_left = left.sum(axis=1, keepdims=True)
-        even = floor / np.maximum(n_left, 1)
-        at = ((1 - floor) * choice.distribution() + even) * left
-        probabilities[:, j] = at * known[:, j, None]
-        index = np.where(known[:, j], slates[:, j], -1)
-        rows = np.flatnonzero(index >= 0)
-        if (index >= mask.shape[1]).any() or not left[rows, index[rows]].all():
+        alive = alive[slates[alive, j] >= 0]
+        gone = slates[alive, j]
+        if (gone >= mask.shape[1]).any() or not left[alive, gone].all():
             raise ValueError(f"position {j} of a slate holds a candidate that is not left: check its indices")
-        left[rows, index[rows]] = False
-        choice.remove(index)
+        even = floor / np.maximum(left.sum(axis=1, keepdims=True), 1)
+        probabilities[alive, j] = (((1 - floor) * choice.distribution() + even) * left)[alive]
+        left[alive, gone] = False
+        choice.remove(alive, gone)
     return probabilities
 
 

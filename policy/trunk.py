@@ -1,7 +1,8 @@
-"""The trunk of neural-linear: a two-layer ReLU network z = φ(s, a, scalars, context), in numpy, for serving.
+"""The trunk of neural-linear: a two-layer ReLU network over φ(s, a, context, scalars) and the state, in numpy, for serving.
 
-The first layer is split: W_a a + W_p (s ⊙ a) + W_m scalars + W_s s + W_c context + b. What belongs to the decision is
-computed once a decision, and the product with the state is folded into the item's weights.
+    hidden = ReLU(W x + W_s s + b)        z = ReLU(W_out hidden + b_out)
+
+W x is linear in x as the linear part's score is: both come out of the same product over the candidates.
 """
 
 from __future__ import annotations
@@ -9,59 +10,39 @@ from __future__ import annotations
 import numpy as np
 
 from headrace.policy.base import F32, Arrays
-from headrace.policy.features import Prepared, by_candidate, by_row, unit
+from headrace.policy.features import by_candidate, by_row, unit
 
-HIDDEN, OUT = 64, 32  # widths: 25 µs a decision of 120 candidates; twice as wide costs twice that
+HIDDEN, OUT = 32, 16  # widths
 
 
-def new(*, dim: int, scalars: int, contexts: int, seed: int) -> Arrays:
-    """Random weights (He et al. 2015), the output scaled so that |z|² is near 1."""
+def new(*, size: int, dim: int, seed: int) -> Arrays:
+    """Random weights (He et al. 2015) for x (size,) and s (dim,), the output scaled so that |z|² is near 1."""
     random = np.random.Generator(np.random.Philox(key=(seed, 0x7275)))
 
-    def normal(rows: int, columns: int, scale: float) -> F32:
-        return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
+    def normal(rows: int, columns: int, variance: float) -> F32:
+        return (random.standard_normal((rows, columns)) * np.sqrt(variance)).astype(np.float32)
 
-    he = float(np.sqrt(2 / 4))  # four inputs of length near 1 each
     return {
-        "state": normal(HIDDEN, dim, he),
-        "item": normal(HIDDEN, dim, he),
-        "product": normal(HIDDEN, dim, he),
-        "scalars": normal(HIDDEN, scalars, he),
-        "contexts": normal(HIDDEN, contexts, he),
+        "wide": normal(HIDDEN, size, 2 / 6),  # the input's squared length: see features.py
+        "state": normal(HIDDEN, dim, 2 / 6),
         "bias": np.zeros(HIDDEN, np.float32),
-        "out": normal(OUT, HIDDEN, float(np.sqrt(2 / HIDDEN / OUT))),
+        "out": normal(OUT, HIDDEN, 2 / HIDDEN / OUT),
         "out_bias": np.zeros(OUT, np.float32),
     }
 
 
-def rows(weights: Arrays, states: F32, contexts: F32, items: F32, scalars: F32) -> F32:
-    """z (N, OUT) of single examples."""
-    s = unit(states)
-    hidden = s @ weights["state"].T + items @ weights["item"].T + product(s, items) @ weights["product"].T
-    hidden += scalars @ weights["scalars"].T + contexts @ weights["contexts"].T + weights["bias"]
-    out: F32 = relu(relu(hidden) @ weights["out"].T + weights["out_bias"])
-    return out
+def rows(weights: Arrays, x: F32, states: F32) -> F32:
+    """z (N, OUT) of single examples: x (N, D), states (N, d)."""
+    hidden = relu(x @ weights["wide"].T + unit(states) @ weights["state"].T + weights["bias"])
+    return relu(hidden @ weights["out"].T + weights["out_bias"])
 
 
-def candidates(weights: Arrays, prepared: Prepared) -> F32:
-    """z (B, OUT, n) of all candidates of a query."""
-    query, s = prepared.query, prepared.unit
-    root = np.float32(np.sqrt(s.shape[1]))
-    of_item = weights["product"] * (s * root)[:, None, :] + weights["item"]  # (B, HIDDEN, d)
-    hidden = by_candidate(of_item, query.items)
-    of_decision = by_row(s, weights["state"].T) + weights["bias"]
-    if query.contexts.shape[1]:
-        of_decision += by_row(query.contexts, weights["contexts"].T)
-    hidden += by_candidate(weights["scalars"][None], query.scalars)
-    hidden += of_decision[:, :, None]
-    out = by_candidate(weights["out"][None], relu(hidden).transpose(0, 2, 1))
-    out += weights["out_bias"][:, None]
-    return relu(out)
-
-
-def product(s: F32, items: F32) -> F32:
-    """√d · s ⊙ a, of length near 1."""
-    return s * np.float32(np.sqrt(s.shape[-1])) * items
+def candidates(weights: Arrays, projected: F32, states: F32) -> F32:
+    """z (B, OUT, n) from W x (B, HIDDEN, n), which is used up, and states (B, d) of length 1."""
+    projected += (by_row(states, np.ascontiguousarray(weights["state"].T)) + weights["bias"])[:, :, None]
+    z = by_candidate(weights["out"][None], relu(projected))
+    z += weights["out_bias"][:, None]
+    return relu(z)
 
 
 def relu(x: F32) -> F32:

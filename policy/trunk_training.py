@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from headrace.policy.base import F64, Arrays
+from headrace.policy.base import F32, F64, Arrays
 from headrace.policy.features import unit
-from headrace.policy.memory import Remembered
-from headrace.policy.trunk import product
 
 
 def train(
-    weights: Arrays, head: F64, examples: Remembered, residuals: F64, *, seed: tuple[int, int], steps: int,
+    weights: Arrays, head: F64, x: F32, states: F32, residuals: F64, *, seed: tuple[int, int], steps: int,
     batch: int = 256, rate: float = 2e-3, decay: float = 1e-3,
 ) -> Arrays:  # fmt: skip
-    """Moves `weights` so that head·z predicts `residuals` (N,), what the linear part leaves: new weights, same names.
+    """Moves `weights` so that head·z predicts `residuals` (N,), what the linear part leaves of the rewards.
+
+    x (N, D) and states (N, d) are the trunk's input; the result has the same names.
 
     The output `head` (OUT,) is trained along and thrown away: the exact posterior replaces it. One thread, no random
     number of torch's own: the same input gives the same bits.
@@ -24,13 +24,9 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        s = unit(examples.states)
-        inputs = [s, examples.items, product(s, examples.items), examples.scalars, examples.contexts]
-        x = torch.from_numpy(np.concatenate(inputs, axis=1))
+        inputs = torch.from_numpy(np.concatenate([x, unit(states)], axis=1))
         y = torch.from_numpy(residuals.astype(np.float32))
-        # One matrix instead of five: the split only pays where candidates share a state.
-        names = ("state", "item", "product", "scalars", "contexts")
-        first = np.concatenate([weights[name] for name in names], axis=1)
+        first = np.concatenate([weights["wide"], weights["state"]], axis=1)
         parameters = [
             torch.from_numpy(array.astype(np.float32)).requires_grad_()
             for array in (first, weights["bias"].copy(), weights["out"].copy(), weights["out_bias"].copy(), head)
@@ -42,7 +38,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate * (1 - step / steps)
             rows = torch.from_numpy(choose.integers(len(y), size=batch))
-            hidden = torch.relu(functional.linear(x[rows], w1, b1))
+            hidden = torch.relu(functional.linear(inputs[rows], w1, b1))
             z = torch.relu(functional.linear(hidden, w2, b2))
             loss = functional.mse_loss(z @ v, y[rows])
             optimiser.zero_grad(set_to_none=True)
@@ -52,6 +48,11 @@ def train(
         trained = [p.detach().numpy().copy() for p in (w1, b1, w2, b2)]
     finally:
         torch.set_num_threads(threads)
-    ends = np.cumsum([weights[name].shape[1] for name in names])[:-1]
-    parts = dict(zip(names, map(np.ascontiguousarray, np.split(trained[0], ends, axis=1)), strict=True))
-    return {**parts, "bias": trained[1], "out": trained[2], "out_bias": trained[3]}
+    wide, state = np.split(trained[0], [x.shape[1]], axis=1)
+    return {
+        "wide": np.ascontiguousarray(wide),
+        "state": np.ascontiguousarray(state),
+        "bias": trained[1],
+        "out": trained[2],
+        "out_bias": trained[3],
+    }
