@@ -53,6 +53,11 @@ class Ingest:
         """Assigned, and every source recovered."""
         return self._assigned
 
+    @property
+    def held_bytes(self) -> int:
+        """Read and not yet committed, beside what librdkafka has read ahead."""
+        return self._read_ahead.held
+
     def stop(self) -> None:
         """What was read is committed within 8 s, or read again by whoever comes next."""
         self._stop.set()
@@ -192,6 +197,7 @@ class Ingest:
         held = [TopicPartition(topic, partition) for topic, partition in self._sources]
         self._end(held, drain=True, timeout_s=_DRAIN_S)
         self._consumer.close()
+        self._slot.lock.close()
 
 
 def run(settings: Settings) -> None:

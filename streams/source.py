@@ -40,21 +40,21 @@ class ReadAhead:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._held = 0
+        self.held = 0
         self._changed = threading.Condition()
 
     def take(self, n_bytes: int) -> None:
         with self._changed:
-            self._held += n_bytes
+            self.held += n_bytes
 
     def give(self, n_bytes: int) -> None:
         with self._changed:
-            self._held -= n_bytes
+            self.held -= n_bytes
             self._changed.notify_all()
 
     def wait_for_room(self, timeout_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._held <= self._limit, timeout_s)
+            return self._changed.wait_for(lambda: self.held <= self._limit, timeout_s)
 
 
 @dataclass
