@@ -85,6 +85,7 @@ class Ingest:
             self._settings.topics.prefix + "ingest",
             group_instance_id=self._slot.name,
             session_timeout_ms=10_000,
+            heartbeat_interval_ms=1_000,  # how soon a member learns that another has come
             partition_assignment_strategy="roundrobin",
             fetch_wait_max_ms=20,
             fetch_error_backoff_ms=20,
