@@ -72,7 +72,8 @@ class Metrics:
         self.open_decisions = gauge("open_decisions", "Decisions open", "partition")
         self.encoder_cache = counter("encoder_cache_total", "Users encoded", "outcome")
         self.policy_version = gauge("policy_version", "Policy version in use", "policy")
-        self.encoder_info = gauge("encoder_info", "1 for the encoder in use", "version")
+        self.encoder_info = gauge("encoder_info", "1 for the user encoder in use", "version")
+        self.text_encoder_info = gauge("text_encoder_info", "1 for the text encoder in use", "version")
         self.propensity = histogram("propensity", "Logged propensities", "arm", buckets=_PROBABILITIES)
         self.calibration_expected = counter(
             "propensity_expected_total", "Candidates of first positions: what the sum of 1/propensity must equal", "arm"
