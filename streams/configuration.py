@@ -43,6 +43,14 @@ def load(path: Path | None = None, overrides: Values | None = None) -> Settings:
         raise SettingsError("\n".join(dict.fromkeys(told))) from error
 
 
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make `load` of an empty file give these settings again, secrets too: for child processes."""
+    values = settings.model_dump(mode="json")
+    return {
+        _PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value) for name, value in values.items()
+    }
+
+
 def effective(settings: Settings) -> dict[str, str]:
     """{key: value as TOML} of everything in force, secrets masked, durations with their unit."""
     shown: dict[str, str] = {}

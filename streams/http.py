@@ -105,6 +105,14 @@ def _listen(host: str, port: int, app: Any) -> WSGIServer:
 # -- targets.json -----------------------------------------------------------------------------------------------------
 
 
+def address_of(settings: Settings, pid: int) -> str | None:
+    """host:port of the process, None where it has not registered (yet)."""
+    for target in _read(settings.data_dir / "targets.json"):
+        if target.get("labels", {}).get(_PID) == str(pid):
+            return str(target["targets"][0])
+    return None
+
+
 def _register(path: Path, mine: _Target | None, *, gone: str = "") -> None:
     """Adds `mine`, drops `gone` and what dead processes left behind; readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from headrace.streams.errors import Fatal
+from headrace.streams.errors import Fatal, SettingsError
 from headrace.streams.settings import Settings
 
 FENCE_KEY = b"\0fence"
@@ -88,7 +88,13 @@ def consumer(settings: Settings, group_id: str, **over: Any) -> Consumer:
 
 
 def admin(settings: Settings) -> AdminClient:
-    return AdminClient(client_config(settings))
+    """Raises SettingsError where librdkafka does not know a property under `[kafka]`, or its value."""
+    try:
+        return AdminClient(client_config(settings))
+    except KafkaException as error:
+        raise SettingsError(
+            f"[kafka] {error.args[0].str()}: mend it; librdkafka's CONFIGURATION.md lists the names"
+        ) from error
 
 
 def transactional_producer(settings: Settings, transactional_id: str, **over: Any) -> Producer:

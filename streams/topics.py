@@ -175,11 +175,15 @@ def _partitions(client: AdminClient, settings: Settings) -> dict[str, int]:
     try:
         found = client.list_topics(timeout=_TIMEOUT_S).topics
     except KafkaException as error:
-        raise BrokerError(
-            f"Kafka at {settings.bootstrap} does not answer ({error.args[0].str()}):"
-            f" start it (`headrace broker` starts one here), or set bootstrap.servers under [kafka]"
-        ) from error
+        raise BrokerError(unreachable(settings, error)) from error
     return {name: len(topic.partitions) for name, topic in found.items()}
+
+
+def unreachable(settings: Settings, error: KafkaException) -> str:
+    return (
+        f"Kafka at {settings.bootstrap} does not answer ({error.args[0].str()}):"
+        f" start it (`headrace broker` starts one here), or set bootstrap.servers under [kafka]"
+    )
 
 
 def _wait_for_leaders(client: AdminClient, settings: Settings, names: set[str]) -> None:

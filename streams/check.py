@@ -1,0 +1,67 @@
+"""`headrace check`: what is in force, and whether Kafka, the topics and the models are there for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException
+
+from headrace.export import artifact, defaults
+from headrace.streams import kafka, topics
+from headrace.streams.configuration import effective
+from headrace.streams.errors import HeadraceError
+from headrace.streams.settings import Settings
+
+Say = Callable[[str], None]
+Problem = str
+
+
+def check(settings: Settings, *, say: Say, complain: Say) -> bool:
+    """Says the settings and what is well, complains about each problem in one line with its cure; True if all is well.
+
+    Missing default models are built (a minute, once a machine), as the roles would do.
+    """
+    for key, value in effective(settings).items():
+        say(f"{key} = {value}")
+    problems = 0
+    for part, look in (("kafka", _kafka), ("topics", _topics), ("text encoder", _text), ("user encoder", _user)):
+        found, well = look(settings)
+        for problem in found:
+            complain(f"{part}: {problem}")
+        if not found:
+            say(f"# {part}: {well}")
+        problems += len(found)
+    return problems == 0
+
+
+def _kafka(settings: Settings) -> tuple[list[Problem], str]:
+    try:
+        brokers = kafka.admin(settings).list_topics(timeout=10).brokers
+    except HeadraceError as error:
+        return [str(error)], ""
+    except KafkaException as error:
+        return [topics.unreachable(settings, error)], ""
+    return [], f"{len(brokers)} broker{'s' if len(brokers) != 1 else ''} at {settings.bootstrap}"
+
+
+def _topics(settings: Settings) -> tuple[list[Problem], str]:
+    try:
+        return topics.check(settings), "as the settings want them"
+    except HeadraceError as error:
+        return [str(error)], ""
+
+
+def _text(settings: Settings) -> tuple[list[Problem], str]:
+    return _model("catalogue.text_model", settings.catalogue.text_model, defaults.ensure_text, "text")
+
+
+def _user(settings: Settings) -> tuple[list[Problem], str]:
+    return _model("encoder.artifact", settings.encoder.artifact, defaults.ensure_user, "user")
+
+
+def _model(key: str, name: str, ensure: Callable[[str], object], kind: artifact.Kind) -> tuple[list[Problem], str]:
+    try:
+        loaded = artifact.load(str(ensure(name)), kind)
+    except (artifact.ArtifactError, OSError) as error:
+        return [f"{key} = {name!r}: {error}"], ""
+    return [], f"{loaded.manifest.version} in {loaded.path}"

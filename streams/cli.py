@@ -1,0 +1,268 @@
+"""The command line: `headrace COMMAND`. Each command loads only what it needs.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings. An error is one line on stderr that says what to do; --debug
+shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headrace.streams.errors import BrokerError, HeadraceError, SettingsError
+
+if TYPE_CHECKING:
+    from headrace.streams.settings import Settings
+
+_TEXT_MODEL = "all-MiniLM-L6-v2"  # as catalogue.text_model in the settings
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default: headrace.toml here.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and more of the log.")]
+Mapping = Annotated[
+    Path | None, typer.Option("--mapping", metavar="MAP.toml", help="Which column is which; see examples/mappings.")
+]
+
+app = typer.Typer(
+    name="headrace",
+    help="Recommendations that learn from every event: Kafka in, Kafka out.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+topics_app = typer.Typer(help="Create the topics, or see how they differ from the settings.", rich_markup_mode=None)
+items_app = typer.Typer(help="Bring a catalogue in.", rich_markup_mode=None)
+events_app = typer.Typer(help="Bring a log of events in.", rich_markup_mode=None)
+export_app = typer.Typer(help="Write a transformer as an ONNX artifact.", rich_markup_mode=None)
+app.add_typer(topics_app, name="topics")
+app.add_typer(items_app, name="items")
+app.add_typer(events_app, name="events")
+app.add_typer(export_app, name="export")
+
+
+@app.command()
+def run(
+    role: Annotated[
+        str, typer.Option("--role", help="ingest, catalogue, worker, learner (or several, with commas), or all.")
+    ] = "all",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="How many worker processes.")] = 1,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Run the service. One role runs in this process; of several each gets a process of its own, watched over."""
+    from headrace.streams.supervise import ROLES, Supervisor
+
+    settings = _settings(config, debug=debug)
+    roles = ROLES if role == "all" else tuple(dict.fromkeys(role.split(",")))
+    for name in roles:
+        if name not in ROLES:
+            raise SettingsError(f"--role {role}: there is no role {name!r}; choose from {', '.join(ROLES)}, all")
+    if len(roles) == 1 and workers == 1:
+        importlib.import_module(f"headrace.streams.{roles[0]}").run(settings)
+        return
+    from headrace.streams import topics
+
+    topics.require(settings)
+    stop = _stop_signal()
+    with Supervisor(settings, roles, workers=workers) as supervisor:
+        supervisor.wait(stop)
+
+
+@app.command()
+def broker(
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65_535, help="Default: the one it had, else a free one.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", metavar="DIR", help="Default: broker in the settings' data_dir.")
+    ] = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Run the embedded development broker alone: one Apache Kafka node on loopback. Prints its address when ready."""
+    from headrace.streams.broker import Broker
+
+    folder = data_dir or _settings(config, debug=debug).data_dir / "broker"
+    stop = _stop_signal()
+    with Broker(folder, port=port) as node:
+        print(node.bootstrap, flush=True)
+        while not stop.wait(0.2):
+            if not node.running:
+                raise BrokerError(f"Kafka has stopped: see {node.log_path}, and start it again")
+
+
+@topics_app.command("create")
+def topics_create(config: Config = None, debug: Debug = False) -> None:
+    """Create the topics that are missing, with their settings."""
+    from headrace.streams import topics
+
+    settings = _settings(config, debug=debug)
+    created = topics.create(settings)
+    for name in created:
+        print(f"created {name}")
+    _tell_differences(
+        topics.check(settings), f"all {len(topics.table(settings))} topics exist as the settings want them"
+    )
+
+
+@topics_app.command("check")
+def topics_check(config: Config = None, debug: Debug = False) -> None:
+    """Say how the topics differ from the settings."""
+    from headrace.streams import topics
+
+    settings = _settings(config, debug=debug)
+    _tell_differences(topics.check(settings), f"all {len(topics.table(settings))} topics are as the settings want them")
+
+
+@items_app.command("load")
+def items_load(
+    file: Annotated[Path, typer.Argument(metavar="FILE.{jsonl,csv,parquet}")],
+    mapping: Mapping = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Send the items of a file to the topic `items`."""
+    from headrace.streams.load import load_items
+
+    print(load_items(_settings(config, debug=debug), file, mapping))
+
+
+@events_app.command("replay")
+def events_replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE.{jsonl,csv,parquet}")],
+    mapping: Mapping = None,
+    speed: Annotated[str, typer.Option("--speed", help="Times faster than it happened, or max.")] = "max",
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Send the events of a file to the topic `events`, in the order of their times."""
+    from headrace.streams.load import replay_events
+
+    print(replay_events(_settings(config, debug=debug), file, mapping, speed=_speed(speed)))
+
+
+@app.command()
+def check(config: Config = None, debug: Debug = False) -> None:
+    """Validate the settings and reach Kafka, the topics and the models; say what is wrong and how to mend it."""
+    from headrace.streams.check import check as look
+
+    if not look(_settings(config, debug=debug), say=print, complain=_complain):
+        raise typer.Exit(1)
+
+
+@export_app.command("text")
+def export_text(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact goes.")],
+    model: Annotated[str, typer.Option("--model", help="A hub name or a folder.")] = _TEXT_MODEL,
+    int8: Annotated[bool, typer.Option("--int8", help="Dynamic int8: half the time, near neighbours change.")] = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Export a text encoder (items and queries). Refuses to write where ONNX and torch differ."""
+    from headrace.export.commands import export_text as export
+
+    _settings(config, debug=debug)
+    export(model, out, int8=int8)
+
+
+@export_app.command("user")
+def export_user(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact goes.")],
+    titles: Annotated[
+        Path | None, typer.Option("--titles", metavar="FILE.txt", help="Your items' titles, one a line.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="The text model it will meet.")] = _TEXT_MODEL,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 300,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Train the user encoder lightly and export it. Refuses to write where ONNX and torch differ."""
+    from headrace.export.commands import export_user as export
+
+    _settings(config, debug=debug)
+    lines = titles.read_text("utf-8").splitlines() if titles else None
+    export(out, titles=lines, model=model, steps=steps)
+
+
+# -- what commands share ----------------------------------------------------------------------------------------------
+
+
+def _settings(config: Path | None, *, debug: bool, overrides: dict[str, Any] | None = None) -> Settings:
+    from headrace.streams import logs
+    from headrace.streams.configuration import load
+
+    logs.configure(debug=debug)
+    return load(config, overrides)
+
+
+def _stop_signal() -> threading.Event:
+    """Set by SIGTERM and Ctrl-C."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"--speed {text}: give a number of times faster than it happened, or max") from None
+
+
+def _tell_differences(differences: list[str], well: str) -> None:
+    for line in differences:
+        _complain(line)
+    if differences:
+        raise typer.Exit(1)
+    print(well)
+
+
+def _complain(line: str) -> None:
+    print(f"headrace: {line}", file=sys.stderr)
+
+
+def main() -> None:
+    """The console script: runs the command, turns what went wrong into one line and an exit code."""
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except typer.TyperException as wrong:  # usage
+        usage = getattr(getattr(wrong, "ctx", None), "command_path", "headrace")
+        code = _failed(f"{wrong.format_message().rstrip('.')}; see `{usage} --help`", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _failed("stopped", 1)
+    except BrokenPipeError:  # `headrace check | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except HeadraceError as error:
+        code = _failed(str(error), error.exit_code)
+    except Exception as error:
+        ours = type(error).__module__.startswith("headrace.")  # policy and export have errors of their own
+        text = str(error) if ours else f"{type(error).__name__}: {error}; run it again with --debug and report it"
+        code = _failed(text, 1)
+    sys.exit(code or 0)
+
+
+def _failed(text: str, code: int) -> int:
+    if "--debug" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    for line in text.splitlines() or [""]:
+        _complain(line)
+    return code
+
+
+if __name__ == "__main__":
+    main()
