@@ -29,9 +29,9 @@ Meta = dict[str, str | int | float]
 class Query:
     """A batch of decisions to take. Rows are independent: a decision alone and in a batch gets the same slate.
 
-    `streams` are one 64-bit counter-based random stream a decision; draw number j of a stream depends on (stream, j) alone.
-    What stands where `mask` is False has no effect. A user without history is a state of zeros, an item without content
-    a vector of zeros.
+    `streams` are one 64-bit counter-based random stream a decision; draw number j of a stream depends on (stream, j)
+    alone. What stands where `mask` is False has no effect. A user without history is a state of zeros, an item without
+    content a vector of zeros.
     """
 
     states: F32  # (B, d)
@@ -85,6 +85,11 @@ class Policy(Protocol):
 
     name: str
     memory: int
+    learns: bool  # whether examples change what it does
+    dim: int  # d
+    scalars: tuple[str, ...]  # m names
+    contexts: int  # c
+    floor: float
 
     def decide(self, query: Query, k: int) -> Slates:
         """Slates with exact propensities; pure: the policy is not changed.
@@ -96,13 +101,14 @@ class Policy(Protocol):
     def distributions(self, query: Query, slates: I64) -> tuple[F64, F64]:
         """The explicit distribution of each position given the items above it in `slates` (B, k).
 
-        Returns probabilities (B, k, n), summing to 1 over the candidates still left, and scores (B, n). From a row's first
-        -1 on its probabilities are 0. Raises ValueError where a slate names a candidate twice, or one that is not there.
+        Returns probabilities (B, k, n), summing to 1 over the candidates still left, and scores (B, n). From a row's
+        first -1 on its probabilities are 0. Raises ValueError where a slate names a candidate twice, or one that is not
+        there.
         """
         ...
 
     def learn(self, examples: Examples) -> None:
-        """Learns one batch. Raises ValueError, and has learned nothing, where a number is not finite or a shape is wrong."""
+        """Learns one batch. Raises ValueError, and has learned nothing, if a number is not finite or a shape wrong."""
         ...
 
     def remember(self, examples: Examples) -> None:

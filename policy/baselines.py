@@ -16,6 +16,7 @@ class Random(Ranking):
     """Every candidate left is equally likely."""
 
     name = "random"
+    learns = False
 
     def _rank(self, query: Query) -> tuple[F32, Choice]:
         scores = np.zeros(query.mask.shape, np.float32)
@@ -25,6 +26,7 @@ class Random(Ranking):
 class _Columns(Ranking):
     """Greedy on a weighted sum of score columns."""
 
+    learns = False
     weights: dict[str, float]
 
     def __init__(self, **shape: Any) -> None:
@@ -52,9 +54,7 @@ class ItemToItem(_Columns):
     weights = {"co_buy": 1.0, "co_view": 1.0, "popularity": 0.01}  # noqa: RUF012
 
 
-def _column_weights(
-    weights: dict[str, float], scalars: Sequence[str], name: str
-) -> list[tuple[int, np.float32]]:
+def _column_weights(weights: dict[str, float], scalars: Sequence[str], name: str) -> list[tuple[int, np.float32]]:
     missing = sorted(set(weights) - set(scalars))
     if missing:
         raise ValueError(f"{name} reads the scalar {missing[0]!r}: pass it in `scalars`")

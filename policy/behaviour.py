@@ -64,12 +64,14 @@ class Shards:
     def of(self, keys: U64) -> I64:
         return (keys % np.uint64(self.count)).astype(np.int64)
 
-    def take(self, limit: int | None) -> list[int]:
+    def take(self, limit: int | None, among: Sequence[int] | None = None) -> list[int]:
         """The shards that changed, in order; with a limit those that changed most, ties to the lowest."""
         order = np.argsort(-self.changes, kind="stable")[: np.count_nonzero(self.changes)]
-        taken = np.sort(order[:limit])
+        if among is not None:
+            order = order[np.isin(order, among)]
+        taken: list[int] = np.sort(order[:limit]).tolist()
         self.changes[taken] = 0
-        return taken.tolist()
+        return taken
 
     def check(self, shard: int, meta: Meta) -> None:
         if meta.get("shards") != self.count or not 0 <= shard < self.count:
@@ -116,7 +118,8 @@ class Popularity:
         """Counts as of the latest event of all (R,)."""
         size = len(self._index)
         times = self._times[:size]
-        return self._counts[:size] * np.exp2((times - times.max(initial=0)) / self._half_life)
+        now: F64 = self._counts[:size] * np.exp2((times - times.max(initial=0)) / self._half_life)
+        return now
 
     def scores(self, keys: U64) -> F32:
         """log(1 + count) / log(1 + largest count), in [0, 1]; 0 for an item never seen. Of the shape of `keys`."""
@@ -132,12 +135,12 @@ class Popularity:
             self._order = self._index.keys[np.lexsort((self._index.keys, -self._now()))]
         return self._order[:n]
 
-    def shards(self, limit: int | None = None) -> dict[int, tuple[Arrays, Meta]]:
-        """Shards that changed since they were last given out; at most `limit`, those that changed most."""
+    def shards(self, limit: int | None = None, *, among: Sequence[int] | None = None) -> dict[int, tuple[Arrays, Meta]]:
+        """Shards (of `among`) that changed since they were last given out; at most `limit`, those that changed most."""
         given: dict[int, tuple[Arrays, Meta]] = {}
         keys = self._index.keys
         of = self._shards.of(keys)
-        for shard in self._shards.take(limit):
+        for shard in self._shards.take(limit, among):
             rows = np.flatnonzero((of == shard) & (self._times[: len(keys)] > 0))
             rows = rows[np.argsort(keys[rows])]
             arrays = {"keys": keys[rows], "counts": self._counts[rows], "times": self._times[rows]}
@@ -158,8 +161,9 @@ class Popularity:
 class CoOccurrence:
     """What users do after an item: pairs item → later item, apart for buying the later one and for all else.
 
-    A later item counts its interaction's weight for the item just before it, a half of that for the one before, a third,
-    a quarter; a purchase counts 1 instead of its weight. At most `cap` neighbours an item and kind are held, the heaviest.
+    A later item counts its interaction's weight for the item just before it, a half of that for the one before, a
+    third, a quarter; a purchase counts 1 instead of its weight. At most `cap` neighbours an item and kind are held, the
+    heaviest.
     """
 
     def __init__(self, *, cap: int = 32, half_life_ms: int = 14 * _DAY_MS, shards: int = 64) -> None:
@@ -171,8 +175,8 @@ class CoOccurrence:
         self._scratch = np.zeros(0, np.float32)
 
     def learn(self, batch: Behaviour, *, shards: Bool | None = None) -> None:
-        """Learns a batch. `shards` (count,) leaves out pairs from items of the others: for shards resumed at other places."""
-        n, p = batch.previous.shape
+        """Learns a batch. `shards` (count,) leaves out pairs from items of the others, as in Popularity."""
+        p = batch.previous.shape[1]
         of, next_ = batch.previous.ravel(), np.repeat(batch.items, p)
         weights = np.where(batch.bought, 1.0, batch.weights)[:, None] / np.arange(1, p + 1)
         paired = (of != 0) & (of != next_) & np.repeat(batch.weights > 0, p)
@@ -193,9 +197,10 @@ class CoOccurrence:
         return rows
 
     def scores(self, recent: U64, candidates: U64) -> tuple[F32, F32]:
-        """co_view and co_buy (B, n), in [0, 1], of candidates (B, n) after the items `recent` (B, h), latest first, 0 for none.
+        """co_view and co_buy (B, n), in [0, 1], of candidates (B, n) after the items `recent` (B, h).
 
-        √(weighted mean over the recent items of the candidate's share of what followed them), weights 1, 1/2, 1/3, …
+        `recent` is latest first, 0 where there is none. √(weighted mean over the recent items of the candidate's share
+        of what followed them), weights 1, 1/2, 1/3, …
         """
         of, rows = self._index.rows(recent), self._index.rows(candidates)
         fading = np.where(recent != 0, 1 / np.arange(1, recent.shape[1] + 1), 0.0)  # (B, h)
@@ -215,17 +220,17 @@ class CoOccurrence:
             base = np.arange(len(of[part]))[:, None] * width + 1
             if len(self._scratch) < len(base) * width:
                 self._scratch = np.zeros(len(base) * width, np.float32)
-            known = of[part] >= 0
-            at, rank = np.nonzero(known)
-            places = (base[at] + np.where(pairs.weights[of[part][known]] > 0, pairs.neighbours[of[part][known]], -1)).ravel()
-            shares = (pairs.shares(of[part][known]) * fading[part][at, rank][:, None]).ravel()
+            known = np.nonzero(of[part] >= 0)
+            rows = of[part][known]
+            places = (base[known[0]] + pairs.neighbours[rows]).ravel()
+            shares = (pairs.shares(rows) * fading[part][known][:, None]).ravel()
             np.add.at(self._scratch, places, shares)
             scores[part] = self._scratch[base + candidates[part]]
             self._scratch[places] = 0
         return np.sqrt(np.minimum(scores, 1, out=scores), out=scores)
 
     def neighbours(self, keys: U64, n: int) -> U64:
-        """The n items that follow each of `keys` (Q,) most, by share of views plus share of purchases: (Q, n), 0-padded."""
+        """The n items that follow each of `keys` (Q,) most, by share of views plus of purchases: (Q, n), 0-padded."""
         following = np.zeros((len(keys), n), np.uint64)
         for start in range(0, len(keys), 1024):
             rows = self._index.rows(keys[start : start + 1024])
@@ -245,16 +250,17 @@ class CoOccurrence:
         best = np.where(np.take_along_axis(shares, order, axis=1) > 0, np.take_along_axis(keys, order, axis=1), 0)
         return np.pad(best.astype(np.uint64), ((0, 0), (0, n - best.shape[1])))
 
-    def shards(self, limit: int | None = None) -> dict[int, tuple[Arrays, Meta]]:
-        """Shards that changed since they were last given out; at most `limit`, those that changed most."""
+    def shards(self, limit: int | None = None, *, among: Sequence[int] | None = None) -> dict[int, tuple[Arrays, Meta]]:
+        """Shards (of `among`) that changed since they were last given out; at most `limit`, those that changed most."""
         given: dict[int, tuple[Arrays, Meta]] = {}
         keys = self._index.keys
         of = self._shards.of(keys)
         touched = np.maximum(self._views.times, self._buys.times)[: len(keys)] > 0
-        for shard in self._shards.take(limit):
+        for shard in self._shards.take(limit, among):
             rows = np.flatnonzero((of == shard) & touched)
             rows = rows[np.argsort(keys[rows])]
-            arrays = {"keys": keys[rows]} | self._views.arrays(rows, keys, "views") | self._buys.arrays(rows, keys, "buys")
+            arrays = self._views.arrays(rows, keys, "views") | self._buys.arrays(rows, keys, "buys")
+            arrays["keys"] = keys[rows]
             given[shard] = arrays, {"shards": self._shards.count, "cap": self._cap}
         return given
 

@@ -3,8 +3,8 @@
     x = [ √d · s ⊙ a | a | signals | context × chosen signals | context | place | 1 ]
 
 s is the state at length 1, a the item's vector. `s ⊙ a` lets a linear model learn in which directions a user's taste
-counts, `a` what is liked whoever looks. Signals are the scalars, the similarity s·a, and selected products of both. Each
-block of x has a squared length near 1, so that one ridge fits all; context, place and 1 move all candidates of a
+counts, `a` what is liked whoever looks. Signals are the scalars, the similarity s·a, and selected products of both.
+Each block of x has a squared length near 1, so that one ridge fits all; context, place and 1 move all candidates of a
 decision alike: they take that part of the reward's variance off the weights that rank.
 """
 
@@ -51,7 +51,8 @@ _ROWS = 16  # decisions scored at once
 def unit(states: F32) -> F32:
     """States (..., d) at length 1; a state of zeros stays one."""
     length = np.sqrt((states * states).sum(axis=-1, keepdims=True))
-    return states / np.where(length > 0, length, np.float32(1))
+    scaled: F32 = np.divide(states, length, out=np.zeros_like(states), where=length > 0)
+    return scaled
 
 
 def by_candidate(weights: F32, features: F32) -> F32:
@@ -70,7 +71,8 @@ def by_candidate(weights: F32, features: F32) -> F32:
 
 def by_row(rows: F32, weights: F32) -> F32:
     """rows (B, K) · weights (K, M) → (B, M), one call of the same shape a row: see `by_candidate`."""
-    return np.matmul(rows[:, None, :], weights)[:, 0]
+    product: F32 = np.matmul(rows[:, None, :], weights)
+    return product[:, 0]
 
 
 class FeatureMap:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.policy.base import I64, U64
 
@@ -31,7 +34,8 @@ class KeyIndex:
 
     def _slots(self, keys: U64) -> I64:
         with np.errstate(over="ignore"):
-            return ((keys * _SPREAD) >> self._shift).astype(np.int64)
+            slots: I64 = ((keys * _SPREAD) >> self._shift).astype(np.int64)
+        return slots
 
     def rows(self, keys: U64) -> I64:
         """Rows, -1 where a key is not known; of the shape of `keys`."""
@@ -75,8 +79,8 @@ class KeyIndex:
             slots[pending] = (slots[pending] + 1) & self._last
 
 
-def grown(array: np.ndarray, rows: int, fill: float = 0) -> np.ndarray:
-    """`array` with room for at least `rows` rows, new ones filled with `fill`; grows by half, so that growing is cheap."""
+def grown(array: NDArray[Any], rows: int, fill: float = 0) -> NDArray[Any]:
+    """`array` with room for at least `rows` rows, new ones filled with `fill`. Grows by half: adding stays cheap."""
     if rows <= len(array):
         return array
     larger = np.full((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), fill, array.dtype)

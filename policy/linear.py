@@ -94,12 +94,15 @@ class LinTS(_Linear):
         random = np.random.Generator(np.random.Philox(key=(self.seed, self.learned)))
         noise = random.standard_normal((self.draws, self._features.size))
         draws = self.regression.theta + self.alpha * noise @ self.regression.root().T
-        return {"weights": np.vstack([self.regression.theta, draws]).astype(np.float32)}  # (1 + M, D): θ, then the draws
+        weights = np.vstack([self.regression.theta, draws])
+        return {"weights": weights.astype(np.float32)}  # (1 + M, D): θ, then the draws
 
     def _rank(self, query: Query) -> tuple[F32, Choice]:
-        scores = np.empty(query.mask.shape, np.float32)
-        votes = np.empty((len(scores), self.draws, scores.shape[1]), np.float32)
+        weights = self.serving()["weights"]
+        batch, n = query.mask.shape
+        scores, votes = np.empty((batch, n), np.float32), np.empty((batch, len(weights) - 1, n), np.float32)
         for rows, prepared in self._features.chunks(query):
-            projected = prepared.scores(self.serving()["weights"])
-            scores[rows], votes[rows] = projected[:, 0], projected[:, 1:]
+            projected = prepared.scores(weights)
+            scores[rows] = projected[:, 0]
+            votes[rows] = projected[:, 1:]
         return scores, Votes(votes, query.mask)

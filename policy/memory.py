@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.policy.base import F32, F64, I64, Bool, Examples
 
@@ -29,7 +31,7 @@ class Memory:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._added = 0
-        self._ring: dict[str, np.ndarray] = {}  # allocated by the first example: a policy that only serves has none
+        self._ring: dict[str, NDArray[Any]] = {}  # allocated by the first example: a policy that only serves has none
         self._ids = np.zeros(0, np.uint64)
         self._slots: dict[int, int] = {}
 

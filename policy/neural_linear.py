@@ -31,7 +31,7 @@ _TRUNK = "trunk."
 
 
 class NeuralLinear(Ranking):
-    """A wide and a deep part under one Bayesian head. Learning loads torch when the trunk is first trained; serving never."""
+    """A wide and a deep part under one Bayesian head. Training the trunk loads torch; serving never does."""
 
     name = "neural_linear"
 
@@ -45,11 +45,11 @@ class NeuralLinear(Ranking):
         memory: int = 32_768,
         first_training: int = 2_048,
         train_every: int = 16_384,
-        steps: int = 192,
+        steps: int = 128,
         **shape: Any,
     ) -> None:
-        """The trunk is trained after `first_training` fresh examples, then each time they have doubled, then after every
-        `train_every`, in `steps` steps over the latest `memory` examples."""
+        """The trunk is trained after `first_training` fresh examples, then each time they have doubled, then after
+        every `train_every`, in `steps` steps over the latest `memory` examples."""
         super().__init__(**shape)
         self.alpha, self._ridge, self.draws, self.seed = alpha, ridge, draws, seed
         self.memory, self._first, self._every, self._steps = memory, first_training, train_every, steps
@@ -146,7 +146,7 @@ class NeuralLinear(Ranking):
         return _A0 + self._fresh / 2, _B0 + max(0.0, self._squares - explained) / 2
 
     def serving(self) -> Arrays:
-        """The float32 arrays that `_rank` reads. Γ is folded into the weights of x: v·(z - Γᵀx) + u·x = v·z + (u - Γv)·x."""
+        """The float32 arrays that `_rank` reads. Γ is folded in: v·(z - Γᵀx) + u·x = v·z + (u - Γv)·x."""
         if self._serving is None:
             random = np.random.Generator(np.random.Philox(key=(self.seed, self.learned)))
             a, b = self.noise()
@@ -154,8 +154,9 @@ class NeuralLinear(Ranking):
             noise = random.standard_normal((self.draws, self.head.size)) @ self.head.root().T
             weights = np.vstack([self.head.theta, self.head.theta + self.alpha * sigma[:, None] * noise])
             wide, deep = weights[:, : self._wide], weights[:, self._wide :]
+            wide = wide - deep @ self._gamma.T.astype(np.float64)
             self._serving = {
-                "wide": (wide - deep @ self._gamma.T.astype(np.float64)).astype(np.float32),  # (1 + M, D): μ, then the draws
+                "wide": wide.astype(np.float32),  # (1 + M, D): μ, then the draws
                 "deep": deep.astype(np.float32),  # (1 + M, OUT)
             }
         return self._serving
@@ -164,8 +165,8 @@ class NeuralLinear(Ranking):
         served = self.serving()
         heads = len(served["deep"])
         weights = np.concatenate([served["wide"], self._trunk["wide"]])  # (1 + M + HIDDEN, D)
-        scores = np.empty(query.mask.shape, np.float32)
-        votes = np.empty((len(scores), heads - 1, scores.shape[1]), np.float32)
+        batch, n = query.mask.shape
+        scores, votes = np.empty((batch, n), np.float32), np.empty((batch, heads - 1, n), np.float32)
         for rows, prepared in self._features.chunks(query):
             projected = prepared.scores(weights)
             z = trunk.candidates(self._trunk, projected[:, heads:], prepared.unit)

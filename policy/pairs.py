@@ -11,7 +11,7 @@ _SHRINK = 5.0  # a pair seen once after an item seen once is no certainty: weigh
 
 
 class Pairs:
-    """Rows are items of a KeyIndex; what a row holds depends on its own events and the keys alone, not on row numbers."""
+    """Rows are items of a KeyIndex. What a row holds depends on its own events and on keys, not on row numbers."""
 
     def __init__(self, *, cap: int, half_life_ms: int) -> None:
         self.cap, self._half_life = cap, half_life_ms

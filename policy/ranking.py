@@ -1,10 +1,11 @@
-"""What all policies have in common: a query becomes scores and a kind of π, and from those slates are drawn or re-scored."""
+"""What all policies share: a query becomes scores and a kind of π, from which slates are drawn or re-scored."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class Ranking(ABC):
 
     name: str
     memory = 0
+    learns = True
 
     def __init__(self, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int = 0, floor: float = 0.1) -> None:
         self.dim, self.scalars, self.contexts = dim, tuple(scalars), contexts
@@ -44,7 +46,7 @@ class Ranking(ABC):
         scores, choice = self._rank(query)
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1, where=query.mask))
         if len(bad):
-            raise ValueError(f"a score in row {bad[0]} is not finite: check that row's state, context, items and scalars")
+            raise ValueError(f"a score of decision {bad[0]} is not finite: check its state, context, items and scalars")
         return scores, choice
 
     def _padded(self, query: Query) -> Query:
@@ -60,7 +62,7 @@ class Ranking(ABC):
         }
         _check_shapes(query, wanted)
         more = -n % BLOCK if n else BLOCK
-        arrays = {
+        arrays: dict[str, Any] = {
             "states": np.ascontiguousarray(query.states, np.float32),
             "contexts": np.ascontiguousarray(query.contexts, np.float32),
         }

@@ -28,8 +28,8 @@ def make(
     """A new policy that has learned nothing.
 
     `dim` d of states and items, `scalars` the names of the scalar columns, `contexts` c. `floor` is the share of every
-    position that is spread evenly, `alpha` LinUCB's width and Thompson sampling's scale (of the noise that it estimates,
-    in neural_linear), `draws` the posterior draws that vote, `ridge` the prior's precision.
+    position that is spread evenly, `alpha` LinUCB's width and Thompson sampling's scale (in neural_linear a multiple of
+    the noise that it estimates itself), `draws` the posterior draws that vote, `ridge` the prior's precision.
     Raises ValueError for an unknown name or a value out of range.
     """
     if draws < 1 or not 0 <= alpha < float("inf") or seed < 0:
@@ -42,9 +42,9 @@ def make(
         return ItemToItem(dim=dim, scalars=scalars, contexts=contexts, floor=floor)
     if name == "linucb":
         return LinUCB(dim=dim, scalars=scalars, contexts=contexts, floor=floor, alpha=alpha, ridge=ridge)
-    learned = {"lints": LinTS, "neural_linear": NeuralLinear}
-    if name not in learned:
+    if name not in ("lints", "neural_linear"):
         raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}")
-    return learned[name](
+    sampled: type[LinTS] | type[NeuralLinear] = LinTS if name == "lints" else NeuralLinear
+    return sampled(
         dim=dim, scalars=scalars, contexts=contexts, floor=floor, alpha=alpha, ridge=ridge, draws=draws, seed=seed
     )

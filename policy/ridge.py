@@ -1,6 +1,6 @@
-"""Bayesian linear regression, moved on by every example: the sufficient statistics behind LinUCB and Thompson sampling.
+"""Bayesian linear regression, moved on by every example: what LinUCB and Thompson sampling stand on.
 
-    A ← A + x xᵀ        b ← b + r x        θ = A⁻¹ b        (Li et al. 2010, arXiv 1003.0146, Algorithm 1; A starts at λI)
+    A ← A + x xᵀ        b ← b + r x        θ = A⁻¹ b        (Li et al. 2010, arXiv 1003.0146, Algorithm 1; A₀ = λI)
 
 A correction, a reward that became known later, only adds Δr x to b: the posterior is the one that learning the final
 reward at once would have given.
@@ -16,10 +16,10 @@ LARGEST = 1e6  # of a feature or reward that is learned from: beyond it the stat
 
 
 class Ridge:
-    """Float64 throughout. `precision` is A (D, D), `covariance` A⁻¹, `moment` b (D,), `theta` the posterior mean (D,)."""
+    """Float64 throughout. `precision` is A (D, D), `covariance` A⁻¹, `moment` b (D,), `theta` the mean (D,)."""
 
     def __init__(self, size: int, *, ridge: float, refactor_every: int = 8192) -> None:
-        """`ridge` is λ. The covariance is computed afresh after `refactor_every` examples; `drift` tells how far it was."""
+        """`ridge` is λ. After `refactor_every` examples the covariance is computed afresh; `drift` says how far off."""
         if not (np.isfinite(ridge) and ridge > 0):
             raise ValueError(f"ridge is {ridge}: choose one above 0")
         self.size, self._every = size, refactor_every
@@ -68,10 +68,10 @@ class Ridge:
 
     def root(self) -> F64:
         """R (D, D) with R Rᵀ = A⁻¹: |Rᵀx|² = xᵀA⁻¹x, and θ + R ε with ε ~ N(0, I) is a draw from the posterior."""
-        return np.linalg.cholesky(self.covariance)
+        return np.asarray(np.linalg.cholesky(self.covariance), np.float64)
 
     def arrays(self) -> Arrays:
-        """Both matrices are symmetric, so their upper halves are enough. The covariance is kept as it is, drift and all:
+        """Both matrices are symmetric: their upper halves are enough. The covariance is kept as it is, drift and all:
         computed afresh it would have other bits."""
         upper = np.triu_indices(self.size)
         return {

@@ -23,12 +23,12 @@ _ALMOST_ONE = np.nextafter(1.0, 0.0)
 def uniforms(streams: U64, draw: int) -> F64:
     """Draw number `draw` of each stream, in [0, 1): a function of (stream, draw) alone. Shape of `streams`.
 
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) is counter-based: output j mixes seed + (j + 1)·γ. The stream is mixed
-    first, so that neighbouring streams do not overlap.
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) is counter-based: output j mixes seed + (j + 1)·γ. The stream is
+    mixed first, so that neighbouring streams do not overlap.
     """
     with np.errstate(over="ignore"):
         bits = _mix(_mix(streams) + np.uint64(draw + 1) * _GAMMA)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(z: U64) -> U64:
@@ -38,7 +38,7 @@ def _mix(z: U64) -> U64:
 
 
 class Choice(Protocol):
-    """π over the candidates left, one position after another, for rows that have any left; of others nothing is promised."""
+    """π over the candidates left, one position after another. Of rows that have none left nothing is promised."""
 
     def pick(self, u: F64) -> I64:
         """The candidate at `u` (B,) of π's inverse CDF (B,)."""
@@ -65,14 +65,14 @@ class Greedy:
     """All of π on the largest score; ties go to the lowest index."""
 
     def __init__(self, scores: F32, mask: Bool) -> None:
-        self._scores = np.where(mask, scores, np.float32(-np.inf))  # (B, n)
-        self._top = self._scores.argmax(axis=1)
+        self._scores: F32 = np.where(mask, scores, np.float32(-np.inf))  # (B, n)
+        self._top: I64 = self._scores.argmax(axis=1)
 
     def pick(self, u: F64) -> I64:
         return self._top
 
     def probability(self, index: I64) -> F64:
-        return (index == self._top).astype(np.float64)
+        return np.equal(index, self._top).astype(np.float64)
 
     def first(self) -> I64:
         return self._top
@@ -100,22 +100,27 @@ class Votes:
             np.copyto(scores, np.float32(-np.inf), where=~mask[:, None, :])
         self._scores = scores.reshape(-1, self._n)  # (B·M, n)
         self._by_row = scores
-        self._start = np.arange(rows) * self._n
-        self._top = self._scores.argmax(axis=1).reshape(rows, self._draws)  # (B, M)
+        self._start: I64 = np.arange(rows) * self._n
+        self._top: I64 = self._scores.argmax(axis=1).reshape(rows, self._draws)  # (B, M)
         flat = (self._top + self._start[:, None]).ravel()
-        self._counts = np.bincount(flat, minlength=rows * self._n)  # (B·n,)
+        self._counts: I64 = np.bincount(flat, minlength=rows * self._n)  # (B·n,)
 
     def pick(self, u: F64) -> I64:
-        return self._top[np.arange(len(u)), (u * self._draws).astype(np.int64)]
+        picked: I64 = self._top[np.arange(len(u)), (u * self._draws).astype(np.int64)]
+        return picked
 
     def probability(self, index: I64) -> F64:
-        return self._counts[self._start + index] / self._draws
+        votes: I64 = self._counts[self._start + index]
+        pi: F64 = votes / self._draws
+        return pi
 
     def first(self) -> I64:
-        return self._counts.reshape(-1, self._n).argmax(axis=1)
+        first: I64 = self._counts.reshape(-1, self._n).argmax(axis=1)
+        return first
 
     def distribution(self) -> F64:
-        return self._counts.reshape(-1, self._n) / self._draws
+        pi: F64 = self._counts.reshape(-1, self._n) / self._draws
+        return pi
 
     def remove(self, rows: I64, gone: I64) -> None:
         self._by_row[rows, :, gone] = -np.inf
@@ -138,20 +143,23 @@ class Softmax:
 
     def _weigh(self) -> None:
         largest = self._logits.max(axis=1, keepdims=True)
-        self._weights = np.exp(self._logits - np.where(np.isfinite(largest), largest, 0.0))
+        self._weights: F64 = np.exp(self._logits - np.where(np.isfinite(largest), largest, 0.0))
         # A running sum adds exact zeros for what is masked: padding cannot change a bit, a pairwise sum's shape could.
-        self._cdf = self._weights.cumsum(axis=1)
-        self._total = np.where(self._cdf[:, -1] > 0, self._cdf[:, -1], 1.0)
+        self._cdf: F64 = self._weights.cumsum(axis=1)
+        self._total: F64 = np.where(self._cdf[:, -1] > 0, self._cdf[:, -1], 1.0)
 
     def pick(self, u: F64) -> I64:
         target = np.minimum(u * self._total, np.nextafter(self._total, 0.0))
-        return (self._cdf <= target[:, None]).sum(axis=1).clip(max=self._cdf.shape[1] - 1)
+        below: I64 = (self._cdf <= target[:, None]).sum(axis=1)
+        return below.clip(max=self._cdf.shape[1] - 1)
 
     def probability(self, index: I64) -> F64:
-        return self._weights[np.arange(len(index)), index] / self._total
+        weights: F64 = self._weights[np.arange(len(index)), index]
+        return weights / self._total
 
     def first(self) -> I64:
-        return self._weights.argmax(axis=1)
+        first: I64 = self._weights.argmax(axis=1)
+        return first
 
     def distribution(self) -> F64:
         return self._weights / self._total[:, None]
@@ -167,14 +175,15 @@ class _Left:
     def __init__(self, mask: Bool) -> None:
         rows, n = mask.shape
         self.count = mask.sum(axis=1)
-        self._start = np.arange(rows) * n
+        self._start: I64 = np.arange(rows) * n
         order = np.argsort(~mask, axis=1, kind="stable")  # the first `count` of a row are those left
         place = np.empty_like(order)
         np.put_along_axis(place, order, np.arange(n)[None, :], axis=1)
         self._order, self._place = order.ravel(), place.ravel()
 
     def nth(self, rank: I64) -> I64:
-        return self._order[self._start + rank]
+        nth: I64 = self._order[self._start + rank]
+        return nth
 
     def remove(self, rows: I64, gone: I64) -> None:
         self.count[rows] -= 1
@@ -214,7 +223,7 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
 def rescore(choice: Choice, mask: Bool, slates: I64, *, floor: float) -> F64:
     """P(a) of every candidate at every position of the given slates (B, k, n). Uses the choice up.
 
-    From a row's first -1 on all are 0. Raises ValueError where a slate names a candidate twice, or one that is not there.
+    From a row's first -1 on all are 0. Raises ValueError where a slate names a candidate twice, or one not there.
     """
     left = mask.copy()
     alive = np.arange(len(mask))
@@ -236,4 +245,3 @@ def check_floor(floor: float) -> float:
     if not 0 < floor < 1:
         raise ValueError(f"floor is {floor}: choose one between 0 and 1")
     return floor
-

@@ -1,4 +1,4 @@
-"""The trunk of neural-linear: a two-layer ReLU network over φ(s, a, context, scalars) and the state, in numpy, for serving.
+"""The trunk of neural-linear: a two-layer ReLU network over x = φ(s, a, context, scalars) and the state, in numpy.
 
     hidden = ReLU(W x + W_s s + b)        z = ReLU(W_out hidden + b_out)
 
@@ -20,7 +20,7 @@ def new(*, size: int, dim: int, seed: int) -> Arrays:
     random = np.random.Generator(np.random.Philox(key=(seed, 0x7275)))
 
     def normal(rows: int, columns: int, variance: float) -> F32:
-        return (random.standard_normal((rows, columns)) * np.sqrt(variance)).astype(np.float32)
+        return random.normal(0, np.sqrt(variance), (rows, columns)).astype(np.float32)
 
     return {
         "wide": normal(HIDDEN, size, 2 / 6),  # the input's squared length: see features.py
@@ -46,4 +46,6 @@ def candidates(weights: Arrays, projected: F32, states: F32) -> F32:
 
 
 def relu(x: F32) -> F32:
-    return np.maximum(x, np.float32(0), out=x)
+    """In place."""
+    np.maximum(x, np.float32(0), out=x)
+    return x

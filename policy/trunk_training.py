@@ -42,7 +42,7 @@ def train(
             z = torch.relu(functional.linear(hidden, w2, b2))
             loss = functional.mse_loss(z @ v, y[rows])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
         trained = [p.detach().numpy().copy() for p in (w1, b1, w2, b2)]
