@@ -122,6 +122,8 @@ class Shop:
         self.sent = 0  # messages of `events`
         self.shown: list[Shown] = []
         self.freshness: list[tuple[float, float]] = []  # (second of trading, milliseconds)
+        self.sent_at_second: list[float] = []  # of trading, one for each message
+        self.world_start_ms = clock.now()
         self.recommendations = 0
         self.first_slate: float | None = None  # monotonic time of the first recommendation
         self.versions: dict[str, int] = {}  # arm → latest policy version seen on a slate
@@ -329,6 +331,8 @@ class Shop:
 
     def _write(self, message: bytes, *, key: bytes | None = None, partition: int = -1, on_delivery: Any = None) -> None:
         self.sent += 1
+        if self._measuring:
+            self.sent_at_second.append(self.clock.elapsed)
         self._produce("events", message, key=key, partition=partition, on_delivery=on_delivery or self._count_lost)
 
     def _write_item(self, message: dict[str, Any]) -> None:

@@ -5,15 +5,8 @@ Nothing here trusts a counter of a process: what a kill would have lost was neve
 
 from __future__ import annotations
 
-import threading
-import time
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-
-import numpy as np
-from confluent_kafka import OFFSET_BEGINNING, TopicPartition
-from numpy.typing import NDArray
 
 from headrace.simulation.shop import Planted
 from headrace.streams import kafka
@@ -25,7 +18,6 @@ from headrace.streams.records import (
     Opened,
     Outcome,
     decode_batch,
-    decode_policy_version,
     decode_transitions,
 )
 from headrace.streams.settings import Settings
@@ -49,6 +41,8 @@ class Found:
     duplicates: int = 0
     rubbish: int = 0
     late: int = 0
+    late_outcomes: int = 0
+    lost_rubbish: tuple[str, ...] = ()  # kinds
     missing: tuple[str, ...] = ()  # those whose fate is not what it should be, with a word why
 
 
@@ -168,81 +162,24 @@ def _look_for(
             missing.append(f"duplicate {event_id}: read {copies[event_id]} times, rewarded {rewarded[event_id]}")
     if tally.duplicates != len(planted.duplicates):
         missing.append(f"{len(planted.duplicates)} duplicates sent, {tally.duplicates} counted")
-    rubbish = 0
+    lost: list[str] = []
     for piece in planted.rubbish:
         value, reason = letters.get((piece.partition, piece.offset), (None, "no dead letter"))
-        if value == piece.value and reason.startswith(piece.reason):
-            rubbish += 1
-        else:
+        if value != piece.value or not reason.startswith(piece.reason):
+            lost.append(piece.kind)
             missing.append(f"rubbish ({piece.kind}) at {piece.partition}@{piece.offset}: {reason}")
-    late = 0
-    for event_id in planted.late:
-        if copies[event_id] >= 1 and not triggered[event_id]:
-            late += 1
-        else:
-            missing.append(f"late {event_id}: read {copies[event_id]} times, answered {triggered[event_id]} times")
-    for event_id in planted.late_outcomes:
-        if copies[event_id] >= 1 and not rewarded[event_id]:
-            late += 1
-        else:
-            missing.append(f"late outcome {event_id}: read {copies[event_id]} times, rewarded {rewarded[event_id]}")
-    return Found(duplicates, rubbish, late, tuple(missing))
+    late = [event_id for event_id in planted.late if copies[event_id] and not triggered[event_id]]
+    for event_id in set(planted.late) - set(late):
+        missing.append(f"late {event_id}: read {copies[event_id]} times, answered {triggered[event_id]} times")
+    unpaid = [event_id for event_id in planted.late_outcomes if copies[event_id] and not rewarded[event_id]]
+    for event_id in set(planted.late_outcomes) - set(unpaid):
+        missing.append(f"late click {event_id}: read {copies[event_id]} times, rewarded {rewarded[event_id]} times")
+    return Found(
+        duplicates, len(planted.rubbish) - len(lost), len(late), len(unpaid), tuple(lost), tuple(sorted(missing))
+    )
 
 
 def last_third(decided: list[Decided]) -> list[Decided]:
     """The last third of the decisions in the order they were taken."""
     ordered = sorted(decided, key=lambda d: (d.opened_ts, d.recommendation_id))
     return ordered[len(ordered) * 2 // 3 :]
-
-
-class Versions:
-    """Follows `policy-versions` while the demo runs: when each committed version could be read by a worker."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.seen: list[tuple[int, str, int, int]] = []  # (arrival in Unix ms, policy, version, learned up to offset)
-        self._settings = settings
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="policy-versions", daemon=True)
-
-    def open(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join(10)
-
-    def latest(self, policy: str) -> int:
-        return max((version for _, name, version, _ in self.seen if name == policy), default=0)
-
-    def reached(self, policy: str) -> int:
-        """The last offset of `transitions` that a version of this policy knows."""
-        return max((offset for _, name, _, offset in self.seen if name == policy), default=-1)
-
-    def delays(self, policy: str, outcomes: list[tuple[int, int]]) -> NDArray[np.float64]:
-        """Milliseconds from the shop's send of each outcome to the first committed version that knows it."""
-        first: list[tuple[int, int]] = []  # (offset, arrival), both growing
-        for arrival, name, _, offset in self.seen:
-            if name == policy and (not first or offset > first[-1][0]):
-                first.append((offset, arrival))
-        places = [bisect_left(first, (offset, 0)) for offset, _ in outcomes]
-        known = zip(outcomes, places, strict=True)
-        return np.array([first[i][1] - sent for (_, sent), i in known if i < len(first)], np.float64)
-
-    def _follow(self) -> None:
-        topic = self._settings.topic("policy-versions")
-        consumer = kafka.consumer(self._settings, "demo-versions", fetch_wait_max_ms=100)
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
-        try:
-            while not self._closing.is_set():
-                message = consumer.poll(0.1)
-                if message is None:
-                    continue
-                if error := message.error():
-                    kafka.check(error)
-                elif value := message.value():
-                    record = decode_policy_version(value)
-                    self.seen.append((int(time.time() * 1000), record.policy, record.version, record.offset))
-        finally:
-            consumer.close()

@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headrace.simulation.follow import Observer
 from headrace.simulation.shop import Shop
-from headrace.simulation.tally import Versions
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STYLES = {"policy": "bold blue", "item_to_item": "yellow", "popular": "magenta", "random": "bright_black"}
@@ -48,19 +48,19 @@ class View:
             self._live.stop()
             self._live = None
 
-    def show(self, shop: Shop, versions: Versions) -> None:
+    def show(self, shop: Shop, observer: Observer) -> None:
         if self._console.is_terminal:
             if self._live is None:
                 self._live = Live(console=self._console, auto_refresh=False)
                 self._live.start()
-            self._live.update(self._picture(shop, versions), refresh=True)
+            self._live.update(self._picture(shop, observer), refresh=True)
         elif time.monotonic() - self._said >= _LINE_EVERY_S:
             self._said = time.monotonic()
-            self._console.print(self._line(shop, versions), highlight=False, soft_wrap=True)
+            self._console.print(self._line(shop, observer), highlight=False, soft_wrap=True)
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
-    def _picture(self, shop: Shop, versions: Versions) -> Panel:
+    def _picture(self, shop: Shop, observer: Observer) -> Panel:
         table = Table(expand=True, box=None, padding=(0, 1))
         for name in ("arm", "slates shown", "clicks a slate", "the last quarter"):
             table.add_column(name, justify="left" if name == "arm" else "right", header_style="dim")
@@ -79,23 +79,23 @@ class View:
             )
         table.add_row(Text("oracle", style="green"), "", _mean([s.oracle for s in shop.shown]), "", "")
         bar = ProgressBar(total=self._seconds, completed=min(shop.clock.elapsed, self._seconds))
-        return Panel(Group(table, Text(""), Text(self._figures(shop, versions)), bar), title="headrace demo")
+        return Panel(Group(table, Text(""), Text(self._figures(shop, observer)), bar), title="headrace demo")
 
-    def _figures(self, shop: Shop, versions: Versions) -> str:
+    def _figures(self, shop: Shop, observer: Observer) -> str:
         elapsed = max(shop.clock.elapsed, 1e-9)
         fresh = [ms for _, ms in shop.freshness[-_RECENT:]]
         p50, p99 = np.quantile(fresh, [0.5, 0.99]) if fresh else (float("nan"), float("nan"))
         planted = shop.planted
         return (
             f"freshness p50 {p50:.0f} ms, p99 {p99:.0f} ms · {shop.sent / elapsed:,.0f} events/s ·"
-            f" {shop.recommendations:,} slates · version {versions.latest(self._policy)} of the policy ·"
+            f" {shop.recommendations:,} slates · version {observer.latest(self._policy)} of the policy ·"
             f" planted {len(planted.duplicates)} duplicates, {len(planted.rubbish)} rubbish, {len(planted.late)} late"
         )
 
-    def _line(self, shop: Shop, versions: Versions) -> str:
+    def _line(self, shop: Shop, observer: Observer) -> str:
         rewards = _by_arm(shop)
         arms = ", ".join(f"{arm} {_mean([clicks for _, clicks in rewards[arm]])}" for arm in self._arms)
-        return f"{shop.clock.elapsed:5.1f} s  clicks a slate: {arms} · {self._figures(shop, versions)}"
+        return f"{shop.clock.elapsed:5.1f} s  clicks a slate: {arms} · {self._figures(shop, observer)}"
 
 
 def _by_arm(shop: Shop) -> dict[str, list[tuple[float, int]]]:
