@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime  # noqa: F401  # loaded after usearch (2.26), its start crashes the process
 from numpy.typing import NDArray
 from usearch.index import Index
 
