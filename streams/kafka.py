@@ -163,7 +163,7 @@ def consume(client: Consumer, limit: int, timeout_s: float) -> list[Message]:
 
 def check(error: KafkaError) -> None:
     """For a consumer's message that is an error: Fatal ends the role, anything else is said and waited out."""
-    if error.fatal():
+    if error.fatal() or error.code() == KafkaError._FATAL:  # as a message it has the code alone
         raise Fatal(f"Kafka client beyond repair: {error.str()}")
     if error.code() != KafkaError._PARTITION_EOF:
         say_outage(error)
