@@ -61,7 +61,7 @@ class Catalogue:
         self._assigned = False
         self._slot = claim(settings, "catalogue")
         self._consumer = self._open()
-        metrics.encoder_info.labels(self._encoder.version).set(1)
+        metrics.text_encoder_info.labels(self._encoder.version).set(1)
 
     @property
     def ready(self) -> bool:
@@ -76,14 +76,17 @@ class Catalogue:
             [self._settings.topic("items")], on_assign=self._take, on_revoke=self._release, on_lost=self._release
         )
         reported_s = 0.0
-        while not self._stop.is_set():
-            self._turn()
-            if time.monotonic() - reported_s >= 1:
-                reported_s = time.monotonic()
-                self._report()
-        self._consumer.close()
-        self._encoding.close()
-        self._cache.close()
+        try:
+            while not self._stop.is_set():
+                self._turn()
+                if time.monotonic() - reported_s >= 1:
+                    reported_s = time.monotonic()
+                    self._report()
+        finally:
+            self._consumer.close()
+            self._encoding.close()
+            self._cache.close()
+            self._slot.lock.close()
 
     def _turn(self) -> None:
         """Read what there is, wait a moment for its texts, publish: all of it, and what older texts came to."""

@@ -17,7 +17,7 @@ Advance = Callable[[float, str], None]
 
 
 @contextmanager
-def progress(title: str, *, total: float, every_s: float = _EVERY_S) -> Iterator[Advance]:
+def progress(title: str, *, total: float) -> Iterator[Advance]:
     """Shows `title` and how much of `total` is done while the block runs."""
     if sys.stderr.isatty():
         columns = (
@@ -35,7 +35,7 @@ def progress(title: str, *, total: float, every_s: float = _EVERY_S) -> Iterator
 
     def line(done: float, words: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= every_s:
+        if time.monotonic() - last >= _EVERY_S:
             last = time.monotonic()
             print(f"{title}: {100 * done / max(total, 1):.0f} %, {words}", file=sys.stderr, flush=True)
 

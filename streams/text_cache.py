@@ -16,7 +16,7 @@ _AT_ONCE = 500  # keys of one query
 
 
 class TextCache:
-    """`key` → float16 vector (dim,) by a digest of the text and the encoder's version. Used by one thread.
+    """`key` → float16 vector (dim,) by a digest of the text and the encoder's version. Used by one thread at a time.
 
     A file that SQLite cannot read is thrown away: all it holds can be made again. Where none can be written, the cache
     lives in memory.
@@ -72,9 +72,11 @@ class TextCache:
         """Locked for long, or no space left: go on without. Damaged: start an empty one."""
         if isinstance(error, sqlite3.OperationalError):
             _log.warning("the text cache %s: %s", self._path, error)
-        else:
+        elif type(error) is sqlite3.DatabaseError:
             self._rows.close()
             self._start_anew(error)
+        else:
+            raise error
 
     def _start_anew(self, error: Exception) -> None:
         _log.warning("the text cache %s cannot be read (%s): starting an empty one", self._path, error)
@@ -93,7 +95,7 @@ class TextCache:
 
 
 def _open(path: Path | str) -> sqlite3.Connection:
-    rows = sqlite3.connect(path, timeout=2)
+    rows = sqlite3.connect(path, timeout=2, check_same_thread=False)
     rows.execute("PRAGMA journal_mode=WAL")
     rows.execute("PRAGMA synchronous=NORMAL")
     rows.execute("CREATE TABLE IF NOT EXISTS texts (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID")
