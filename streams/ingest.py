@@ -45,6 +45,7 @@ class Ingest:
         self._pace = TickPace(settings.ingest.tick)
         self._stop = threading.Event()
         self._assigned = False
+        self._reported: dict[tuple[str, int], int] = {}
         self._slot = claim(settings, "ingest")
         self._consumer = self._open()
 
@@ -144,10 +145,11 @@ class Ingest:
             return
         for (topic, partition), n_messages in kafka.lag(self._consumer).items():
             self._metrics.lag.labels(self._topics[topic], str(partition)).set(n_messages)
-        applied = [
-            TopicPartition(topic, partition, source.next_offset) for (topic, partition), source in self._sources.items()
-        ]
-        self._consumer.commit(offsets=applied, asynchronous=True)
+        applied = {(topic, partition): source.next_offset for (topic, partition), source in self._sources.items()}
+        if applied != self._reported:  # a commit that waits for a broker that is away may fence us when it is back
+            self._reported = applied
+            offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in applied.items()]
+            self._consumer.commit(offsets=offsets, asynchronous=True)
 
     # -- assignment -----------------------------------------------------------------------------------------------
 
