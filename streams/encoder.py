@@ -1,0 +1,274 @@
+"""Histories → user states, a step an event, from an exported user encoder; without torch.
+
+The state is a function of the history alone, bit for bit: it is what stepping from the start of the *encoded window*
+gives, and that start follows from the number of events. A cache only saves the steps already taken; whatever was
+evicted, whoever is encoded together, the same steps give the same bits (tests/streams/test_encoder.py).
+
+    window 50, block 25      events  1 … 50   start  0
+                             events 51 … 75   start 25      the last 26 to 50 events
+                             events 76 … 100  start 50      …
+
+When the start moves on, the state from the new start must be at hand: a user's *next* window, which begins one block
+later, is stepped along with the current one. Rebuilding would cost as many steps, all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from headrace.export import artifact
+from headrace.export.names import GAP_THRESHOLDS
+from headrace.streams.errors import ArtifactMismatch
+from headrace.streams.graph import open_graph
+
+F32 = NDArray[np.float32]
+Lookup = Callable[[NDArray[np.uint64]], F32]
+
+_PROJECTED = 64  # rows a matrix product takes: a fixed shape, so that a row's bits do not depend on the others
+_LEAST_SLOTS = 256
+_GAPS = np.array(GAP_THRESHOLDS, np.int64)
+
+
+class History(NamedTuple):
+    """What a user did, oldest first; L = min(count, window). `count` is of all events ever appended."""
+
+    user: str
+    count: int  # type: ignore[assignment]
+    keys: NDArray[np.uint64]  # (L,) what `lookup` turns into vectors
+    types: NDArray[np.uint8]  # (L,) export.names.type_code
+    seconds: NDArray[np.uint32]  # (L,) Unix time
+
+
+@dataclass(slots=True)
+class _Window:
+    """A stretch of a user's events: stepped up to and without event number `done`, its state in row `slot`."""
+
+    start: int
+    done: int
+    slot: int
+
+
+@dataclass(slots=True)
+class _User:
+    windows: list[_Window] = field(default_factory=list)  # the current one, then the next
+    last: tuple[int, int] = (0, 0)  # key and second of the event stepped last
+
+
+class _Tokens(NamedTuple):
+    """n events, and for each window at hand which of them comes first."""
+
+    vectors: F32  # (n, dim)
+    types: NDArray[np.int64]  # (n,)
+    gaps: NDArray[np.int64]  # (n,) buckets
+    begins: NDArray[np.int64]  # (windows,)
+
+
+class UserEncoder:
+    """Raises ArtifactMismatch if `artifact_dir` is corrupt, of another schema version or no user encoder.
+
+    `cache_bytes` bounds the states kept between calls; at least those of a small call are kept whatever it says.
+    """
+
+    def __init__(self, artifact_dir: Path | str, *, cache_bytes: int, window: int = 50, threads: int = 1) -> None:
+        try:
+            loaded = artifact.load(artifact_dir, "user")
+            sizes = loaded.manifest.options["batches"]
+            assert isinstance(sizes, list)
+            graphs = {size: loaded.file(f"step-{size}.onnx") for size in sorted(sizes)}
+            self._projection: F32 = load_file(loaded.file("projection.safetensors"))["projection"].T.copy()
+        except artifact.ArtifactError as error:
+            raise ArtifactMismatch(str(error)) from None
+        dims = loaded.manifest.dims
+        self.version = loaded.version
+        self.dim, self.text_dim = dims["state"], dims["text"]
+        self.window = window
+        self.block = max(1, window // 2)
+        self._steps = {size: open_graph(graph, threads=threads) for size, graph in graphs.items()}
+        slots = max(_LEAST_SLOTS, cache_bytes // (4 * (dims["cache"] + self.dim)))
+        self._caches = np.zeros((slots, dims["cache"]), np.float32)
+        self._states = np.zeros((slots, self.dim), np.float32)
+        self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
+        self._free = list(range(slots - 1, -1, -1))
+
+    @property
+    def cached_users(self) -> int:
+        return len(self._users)
+
+    def project(self, vectors: F32) -> F32:
+        """Text space (N, text_dim) → unit rows (N, dim). Zero rows stay zero."""
+        projected = np.zeros((len(vectors), self.dim), np.float32)
+        block = np.zeros((_PROJECTED, self.text_dim), np.float32)
+        for start in range(0, len(vectors), _PROJECTED):
+            part = vectors[start : start + _PROJECTED]
+            block[: len(part)] = part
+            rows = block @ self._projection
+            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+            projected[start : start + len(part)] = (rows / np.maximum(norms, 1e-6)[:, None])[: len(part)]
+        return projected
+
+    def encode(self, histories: Sequence[History], lookup: Lookup) -> F32:
+        """States (B, dim), unit rows; zero for a user without events.
+
+        `lookup` gives the vectors in the state's space (n, dim) for n keys, zero rows for the unknown. It is asked
+        once for many users, only for the events that are new to the cache, and must answer the same for a key for ever.
+        """
+        states = np.zeros((len(histories), self.dim), np.float32)
+        begin, end, met = 0, 0, set[str]()
+        for end, history in enumerate(histories):
+            # Two windows a user must fit into the cache at once; a user who comes twice is encoded twice, in order.
+            if 2 * (end - begin) + 2 > len(self._states) or history.user in met:
+                self._encode(histories[begin:end], lookup, states[begin:end])
+                begin, met = end, set()
+            met.add(history.user)
+        self._encode(histories[begin:], lookup, states[begin:])
+        return states
+
+    def flush(self) -> None:
+        """Forgets all users' caches; what comes is rebuilt."""
+        for user in list(self._users):
+            self.evict(user)
+
+    def evict(self, user: str) -> None:
+        """Forgets a user's cache: needed when his history was changed and not only appended to."""
+        known = self._users.pop(user, None)
+        if known is not None:
+            self._free.extend(window.slot for window in known.windows)
+
+    def _encode(self, histories: Sequence[History], lookup: Lookup, states: F32) -> None:
+        # 1. Which windows must be stepped, and over which events.
+        for history in histories:
+            if history.user in self._users:
+                self._users.move_to_end(history.user)
+        current = np.full(len(histories), -1, np.int64)
+        work: list[tuple[_Window, History, int]] = []  # the last: where the user's new events begin
+        for row, history in enumerate(histories):
+            if history.count == 0:
+                continue
+            user = self._aligned(history)
+            current[row] = user.windows[0].slot
+            stale = [window for window in user.windows if window.done < history.count]
+            begin = min((window.done for window in stale), default=history.count)
+            work.extend((window, history, begin) for window in stale)
+        # 2. Step them, the longest way first, so that the windows still to be stepped are always the first ones.
+        if work:
+            work.sort(key=lambda job: job[0].done - job[1].count)
+            self._step(work, self._tokens(work, lookup))
+            for window, history, _ in work:
+                window.done = history.count
+        # 3. The states of the current windows.
+        has_events = current >= 0
+        states[has_events] = self._states[current[has_events]]
+
+    def _aligned(self, history: History) -> _User:
+        """The user with his current window and, where it has begun, his next; both as far as the cache has them."""
+        user = self._users.get(history.user)
+        first = history.count - len(history.keys)
+        if first > max(0, history.count - self.window):
+            raise ValueError(
+                f"a history of {history.count} events must hold the last {self.window}, not {len(history.keys)}"
+            )
+        if user is not None and not _continues(user, history, first):
+            self.evict(history.user)
+            user = None
+        if user is None:
+            user = self._users[history.user] = _User()
+        start = -(-max(0, history.count - self.window) // self.block) * self.block
+        wanted = [begin for begin in (start, start + self.block) if begin < history.count]
+        kept = {window.start: window for window in user.windows}
+        for begin, window in kept.items():
+            if begin not in wanted:
+                self._free.append(window.slot)
+        user.windows = [kept.get(begin) or self._opened(begin) for begin in wanted]
+        user.last = int(history.keys[-1]), int(history.seconds[-1])
+        return user
+
+    def _opened(self, start: int) -> _Window:
+        while not self._free:
+            self.evict(next(iter(self._users)))
+        slot = self._free.pop()
+        self._caches[slot] = 0
+        return _Window(start, start, slot)
+
+    def _tokens(self, work: list[tuple[_Window, History, int]], lookup: Lookup) -> _Tokens:
+        """The new events of all users, one user after the other."""
+        begins: dict[str, int] = {}  # user → his first new event's place among all
+        keys, types, seconds, before = [], [], [], []
+        total = 0
+        for _, history, begin in work:
+            if history.user not in begins:
+                place = begin - (history.count - len(history.keys))
+                begins[history.user] = total
+                total += history.count - begin
+                keys.append(history.keys[place:])
+                types.append(history.types[place:])
+                seconds.append(history.seconds[place:])
+                before.append(history.seconds[max(0, place - 1)])
+        at = np.concatenate(seconds).astype(np.int64)
+        previous = np.concatenate([at[:1], at[:-1]])
+        previous[list(begins.values())] = before
+        buckets = np.searchsorted(_GAPS, at - previous, side="right")  # events out of order: no gap
+        return _Tokens(
+            vectors=lookup(np.concatenate(keys)),
+            types=np.concatenate(types).astype(np.int64),
+            gaps=buckets,
+            begins=np.array([begins[history.user] + window.done - begin for window, history, begin in work], np.int64),
+        )
+
+    def _step(self, work: list[tuple[_Window, History, int]], tokens: _Tokens) -> None:
+        slots = np.array([window.slot for window, _, _ in work], np.int64)
+        lengths = np.array([history.count - window.done for window, history, _ in work], np.int64)
+        fresh = np.array([window.done == window.start for window, _, _ in work], np.bool_)
+        smallest, largest = min(self._steps), max(self._steps)
+        for step in range(int(lengths[0])):
+            active = int(
+                np.searchsorted(-lengths, -step, side="left")
+            )  # windows with more than `step` events come first
+            begin = 0
+            while begin < active:
+                size = largest if active - begin > largest // 2 else smallest
+                rows = slice(begin, min(begin + size, active))
+                event = tokens.begins[rows] + step
+                gaps = tokens.gaps[event]
+                if step == 0:
+                    gaps[fresh[rows]] = 0  # nothing comes before a window
+                self._step_rows(size, slots[rows], tokens.vectors[event], tokens.types[event], gaps)
+                begin += size
+
+    def _step_rows(
+        self, size: int, slots: NDArray[np.int64], vectors: F32, types: NDArray[np.int64], gaps: NDArray[np.int64]
+    ) -> None:
+        """One event for up to `size` windows, padded to `size`."""
+        n = len(slots)
+        feeds: dict[str, NDArray[Any]] = {
+            "cache": self._caches[slots],
+            "vectors": vectors,
+            "types": types,
+            "gaps": gaps,
+        }
+        if n < size:
+            feeds = {name: _padded(array, size) for name, array in feeds.items()}
+        caches, states = self._steps[size].run(None, feeds)
+        self._caches[slots] = caches[:n]
+        self._states[slots] = states[:n]
+
+
+def _continues(user: _User, history: History, first: int) -> bool:
+    """Whether the history is the cached one, perhaps with more appended: the event stepped last is where it was."""
+    place = user.windows[0].done - 1 - first
+    if not 0 <= place < len(history.keys):
+        return history.count >= user.windows[0].done  # all that was stepped has left the history: nothing is reused
+    return (int(history.keys[place]), int(history.seconds[place])) == user.last
+
+
+def _padded(array: NDArray[Any], size: int) -> NDArray[Any]:
+    padded = np.zeros((size, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
+    return padded
