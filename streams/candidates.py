@@ -51,11 +51,13 @@ class Candidates:
         self,
         history: I64,
         queries: Sequence[tuple[int, NDArray[np.float32]] | None],
+        keys: NDArray[np.uint64],
         streams: NDArray[np.uint64],
     ) -> tuple[I64, NDArray[np.bool_]]:
         """Rows (B, n) and which of them may be chosen.
 
-        `history`: rows (B, RECENT), latest first, `items.none` where there is none. `queries`: the latest query's
+        `history`: rows (B, RECENT), latest first, `items.none` where there is none; `keys` the same by key.
+        `queries`: the latest query's
         key and
         vector of each user, if the history holds one.
         """
@@ -64,7 +66,7 @@ class Candidates:
         recent = np.ascontiguousarray(history[:, :_SOURCES])
         flat = recent.reshape(-1)
         near = items.neighbours(flat)[:, : self._near].reshape(batch, -1)
-        following = self._policies.following(flat)[:, : self._next].reshape(batch, -1)
+        following = self._policies.following(keys[:, :_SOURCES].reshape(-1))[:, : self._next].reshape(batch, -1)
         asked = np.full((batch, self._queries), -1, np.int64)
         for i, query in enumerate(queries):
             if query is not None:

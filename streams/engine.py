@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from headrace.export.names import type_code
 from headrace.streams.clock import EventClock
 from headrace.streams.decisions import Decisions, arm_code
 from headrace.streams.effects import Effects
@@ -31,7 +32,7 @@ from headrace.streams.records import (
     pack_transitions,
 )
 from headrace.streams.settings import Settings
-from headrace.streams.state import UserState, short_hash, type_codes
+from headrace.streams.state import UserState, short_hash
 
 PROGRESS = b"\0progress"  # changelog key of a partition's progress: never a user's, those begin with "u"
 ERASED = b"\0erased/"  # changelog keys of erasures, by hash of the user
@@ -76,7 +77,7 @@ class Engine:
         self._settings = settings
         self._recommender = recommender
         self._decisions = Decisions(settings, settings.arms.shares)
-        self._codes = type_codes(settings)
+        self._codes = {name: type_code(name) for name in settings.event_types}
         self._expiry: dict[int, list[str]] = {}
         self.open_decisions = 0
         self.state_bytes = 0

@@ -6,13 +6,23 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.policy import features, registry
 from headrace.policy.base import Policy
+from headrace.policy.behaviour import CoOccurrence, Popularity
+from headrace.policy.snapshot import unpack
+from headrace.streams.context import ContextEncoder
+from headrace.streams.items import ItemStore
+from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 from headrace.streams.state import short_hash
 
 log = logging.getLogger("headrace.worker")
 _POPULAR = 400  # how far down the popularity list candidates are drawn from
 _FOLLOWING = 16
+_LEARNED = ("linucb", "lints", "neural_linear")
 
 
 @dataclass(frozen=True)
@@ -40,3 +50,99 @@ def policy_of_arm(settings: Settings, arm: str) -> str:
     if arm in settings.arms.policies:
         return settings.arms.policies[arm]
     return settings.policy.name if arm == "policy" else arm
+
+
+class Policies:
+    """One object a worker. `apply` takes what the learner published; everything else only reads."""
+
+    def __init__(self, settings: Settings, items: ItemStore, *, dim: int) -> None:
+        self._settings = settings
+        self._items = items
+        self._served: dict[str, Served] = {}
+        self.contexts = ContextEncoder(settings).size
+        self._by_arm = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
+        for name in {*self._by_arm.values(), "popular"}:
+            self._served[name] = Served(name, 0, self._make(name, dim))
+        self._popularity = Popularity()
+        self._pairs = CoOccurrence()
+        self._behaviour_version = 0
+        self._pool: NDArray[np.int64] | None = None
+        self._popular_rows = np.zeros(0, np.int64)
+        self._scores = np.zeros(0, np.float32)  # popularity by row
+        self._following: dict[int, NDArray[np.int64]] = {}
+
+    def _make(self, name: str, dim: int) -> Policy:
+        p = self._settings.policy
+        return registry.make(
+            name, dim=dim, scalars=features.SCALARS, contexts=self.contexts, floor=p.floor, alpha=p.alpha,
+            draws=p.draws,
+            ridge=p.ridge, seed=p.seed,
+        )  # fmt: skip
+
+    # -- versions -----------------------------------------------------------------------------------------------------
+
+    def apply(self, version: PolicyVersion) -> None:
+        """Swaps one part in. A part that is damaged or does not fit is refused and the one before goes on serving."""
+        name, _, shard = version.part.partition("/")
+        try:
+            arrays, meta = unpack(version.arrays, version.sha256)
+            if name == "popularity":
+                self._popularity.restore(int(shard or 0), arrays, meta)
+                self._behaviour_version = max(self._behaviour_version, version.version)
+                self._scores, self._pool = np.zeros(0, np.float32), None
+            elif name == "co_occurrence":
+                self._pairs.restore(int(shard or 0), arrays, meta)
+                self._following.clear()
+            elif name in self._served:
+                policy = self._make(name, self._items.dim)
+                policy.restore(arrays, meta)
+                self._served[name] = Served(name, version.version, policy)
+        except ValueError as error:
+            log.warning("policy version %s of %s is refused: %s", version.version, version.part, error)
+
+    def serving(self, arm: str) -> Served:
+        """What an arm decides with now. A policy that has learned nothing yet leaves its users to what is popular."""
+        name = self._by_arm[arm]
+        served = self._served[name]
+        if name in _LEARNED and not served.version:
+            name = "popular"
+            served = self._served[name]
+        if name in ("popular", "item_to_item"):
+            return Served(name, self._behaviour_version, served.policy)
+        return served
+
+    # -- behaviour, by row --------------------------------------------------------------------------------------------
+
+    def popularity(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """In [0, 1], of the shape of `rows`."""
+        if len(self._scores) != len(self._items.keys):
+            self._scores = self._popularity.scores(self._items.keys)
+            self._scores[len(self._items) :] = 0
+        return self._scores[rows]
+
+    def co_occurrence(
+        self, recent: NDArray[np.uint64], keys: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """co_view and co_buy (B, n) of candidates after the items just seen (B, h)."""
+        return self._pairs.scores(recent, keys)
+
+    def popular_rows(self) -> NDArray[np.int64]:
+        """Rows that may be recommended now, most popular first."""
+        pool = self._items.pool()
+        if self._pool is not pool:
+            self._pool = pool
+            rows = self._items.rows_of(self._popularity.top(2 * _POPULAR).tolist())
+            self._popular_rows = rows[self._items.available[rows]][:_POPULAR]
+        return self._popular_rows
+
+    def following(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows (len, 16) of what follows each item or query most, -1 where there is less."""
+        known = self._following
+        listed = keys.tolist()
+        asked = [key for key in dict.fromkeys(listed) if key not in known]
+        if asked:
+            found = self._pairs.neighbours(np.array(asked, np.uint64), _FOLLOWING)
+            rows = self._items.rows_of(found.reshape(-1).tolist()).reshape(found.shape)
+            rows[rows == self._items.none] = -1
+            known.update(zip(asked, rows, strict=True))
+        return np.stack([known[key] for key in listed])

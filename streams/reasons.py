@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.export.names import type_code
 from headrace.policy.features import SCALARS
 from headrace.streams.items import ItemStore
 from headrace.streams.settings import Settings
-from headrace.streams.state import type_codes
 
 _VERBS = {
     "view": "viewed", "click": "clicked", "like": "liked", "share": "shared", "add_to_cart": "put in the cart",
@@ -23,7 +23,7 @@ class Reasons:
     """Names the history entry nearest to the item, or says that it is popular or being tried out."""
 
     def __init__(self, settings: Settings) -> None:
-        self._names = {code: name for name, code in type_codes(settings).items()} | {ANCHOR: "anchor"}
+        self._names = {type_code(name): name for name in settings.event_types} | {ANCHOR: "anchor"}
         self._popularity = SCALARS.index("popularity")
 
     def of(

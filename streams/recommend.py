@@ -190,7 +190,7 @@ class Recommender:
         if listed:
             rows, mask = self._listed(asks)
         else:
-            rows, mask = self._candidates.draw(history, self._latest_queries(asks), streams)
+            rows, mask = self._candidates.draw(history, self._latest_queries(asks), history_keys, streams)
         self._exclude(asks, rows, mask, now)
         vectors = items.vectors[rows]
         columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=history_keys)

@@ -16,18 +16,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.streams.settings import Settings
-
 SCHEMA = 1
 _HEADER = struct.Struct("<BIHHHI")  # schema, events ever appended, history, seen, pending decisions, bytes of pending
 _OPEN = struct.Struct("<12sQBBH")  # recommendation, ts, k, schema of the entry, arm's code
 _KEY = struct.Struct("<Q")
 _SECOND = struct.Struct("<I")
-
-_TYPE_CODES = (
-    "view", "click", "like", "share", "add_to_cart", "remove_from_cart", "purchase", "return", "dwell", "rating",
-    "dismiss", "search", "comment", "post", "impression",
-)  # fmt: skip
 
 
 class Credit(msgspec.Struct, array_like=True):
@@ -180,12 +173,3 @@ class UserState:
     def shows(self, key: int) -> bool:
         """A quick no: False only if no open decision's slate holds the item."""
         return _KEY.pack(key) in self.pending
-
-
-def type_codes(settings: Settings) -> dict[str, int]:
-    """Codes of event types in packed states: fixed for the contract's types, by hash for declared ones."""
-    codes = {name: i for i, name in enumerate(_TYPE_CODES)}
-    for name in settings.event_types:
-        if name not in codes:
-            codes[name] = 16 + short_hash("type", name) % 48
-    return codes

@@ -19,22 +19,17 @@ import faust
 import msgspec
 from confluent_kafka import Producer
 
-from headrace.export.defaults import ensure_text, ensure_user
 from headrace.streams import http, kafka, topics
 from headrace.streams.broadcast import Broadcast
 from headrace.streams.effects import Effects, report
-from headrace.streams.encoder import UserEncoder
 from headrace.streams.engine import PROGRESS, Engine, Progress, decode_progress
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.exactly_once import PartitionedStore, PartitionState, Tables, Transport, UsersTable
-from headrace.streams.items import ItemStore
 from headrace.streams.metrics import Metrics
-from headrace.streams.policies import Policies
-from headrace.streams.recommend import Recommender
+from headrace.streams.models import load_models
 from headrace.streams.records import decode_batch, decode_item, decode_policy_version
 from headrace.streams.settings import Settings
 from headrace.streams.slots import claim
-from headrace.streams.texts import TextEncoder
 
 log = logging.getLogger("headrace.worker")
 _WAITING_BYTES = 16_777_216  # of one partition's records read ahead
@@ -62,18 +57,10 @@ class Worker:
         self.interactions = settings.topic("interactions")
         self._changelog = settings.topic("users-changelog")
         self._assignments: dict[int, Assignment] = {}
-        encoder = UserEncoder(
-            ensure_user(settings.encoder.artifact),
-            cache_bytes=settings.encoder.cache_bytes,
-            threads=settings.encoder.threads,
-            window=settings.worker.history,
-        )
-        texts = TextEncoder(ensure_text(settings.catalogue.text_model), threads=settings.catalogue.threads)
-        self.items = ItemStore(encoder.project, dim=encoder.dim)
-        self.policies = Policies(settings, self.items, dim=encoder.dim)
-        self.recommender = Recommender(settings, items=self.items, policies=self.policies, encoder=encoder, texts=texts)
+        models = load_models(settings)
+        self.items, self.policies, self.recommender = models.items, models.policies, models.recommender
         self.broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
-        metrics.encoder_info.labels(encoder.version).set(1)
+        metrics.encoder_info.labels(models.encoder.version).set(1)
         self.app = self._faust_app()
         self._store: PartitionedStore = self._users.data
         self._recovered = False
