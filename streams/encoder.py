@@ -97,6 +97,8 @@ class UserEncoder:
         self._states = np.zeros((slots, self.dim), np.float32)
         self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
         self._free = list(range(slots - 1, -1, -1))
+        self.hits = 0  # users encoded from where the cache had left them
+        self.rebuilt = 0  # users encoded from their whole window
 
     @property
     def cached_users(self) -> int:
@@ -179,7 +181,10 @@ class UserEncoder:
             self.evict(history.user)
             user = None
         if user is None:
+            self.rebuilt += 1
             user = self._users[history.user] = _User()
+        else:
+            self.hits += 1
         start = -(-max(0, history.count - self.window) // self.block) * self.block
         wanted = [begin for begin in (start, start + self.block) if begin < history.count]
         kept = {window.start: window for window in user.windows}

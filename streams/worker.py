@@ -60,7 +60,9 @@ class Worker:
         models = load_models(settings)
         self.items, self.policies, self.recommender = models.items, models.policies, models.recommender
         self.broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
+        self._encoder = models.encoder
         metrics.encoder_info.labels(models.encoder.version).set(1)
+        metrics.text_encoder_info.labels(models.recommender.texts.version).set(1)
         self.app = self._faust_app()
         self._store: PartitionedStore = self._users.data
         self._recovered = False
@@ -70,6 +72,8 @@ class Worker:
     def _faust_app(self) -> Any:
         settings = self.settings
         slot = claim(settings, "worker")
+        folder = settings.data_dir / "faust" / slot.name
+        folder.mkdir(parents=True, exist_ok=True)
         app = faust.App(
             settings.topics.prefix + "worker",
             broker=f"kafka://{settings.bootstrap}",
@@ -87,7 +91,7 @@ class Worker:
             consumer_group_instance_id=slot.name,
             stream_recovery_delay=0.0,
             stream_wait_empty=False,
-            datadir=str(settings.data_dir / "faust" / slot.name),
+            datadir=str(folder),
             **faust_credentials(settings),
         )
         app.headrace = self
@@ -270,12 +274,15 @@ class Worker:
         available = len(self.items.pool())
         metrics.items.labels("available").set(available)
         metrics.items.labels("unavailable").set(len(self.items) - available)
+        before, self._cache_counts = self._cache_counts, (self._encoder.hits, self._encoder.rebuilt)
+        for outcome, was, now in zip(("hit", "rebuilt"), before, self._cache_counts, strict=True):
+            metrics.encoder_cache.labels(outcome).inc(now - was)
         for partition, assignment in list(self._assignments.items()):
             engine = assignment.engine
             metrics.state_users.labels(partition).set(len(engine.states))
             metrics.state_bytes.labels(partition).set(engine.state_bytes)
             metrics.open_decisions.labels(partition).set(engine.open_decisions)
-            metrics.lag.labels(self.interactions, partition).set(len(assignment.waiting))
+            metrics.lag.labels("interactions", partition).set(len(assignment.waiting))
 
     def ready(self) -> bool:
         """The broadcasts are read and Faust has been given its partitions, recovered."""
