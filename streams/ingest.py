@@ -27,7 +27,7 @@ from headrace.streams.watermarks import TickPace
 
 _AT_ONCE = 2_000  # messages handed over in one go
 _POLL_S = 0.2
-_DRAIN_S = 8.0
+_DRAIN_S = 7.0
 _OUTAGE_S = 60.0  # a transaction cannot outlive transaction.timeout.ms
 
 _log = logging.getLogger("headrace.ingest")
@@ -60,7 +60,7 @@ class Ingest:
         return self._read_ahead.held
 
     def stop(self) -> None:
-        """What was read is committed within 8 s, or read again by whoever comes next."""
+        """What was read is committed within 7 s, or read again by whoever comes next."""
         self._stop.set()
 
     def run(self) -> None:
@@ -181,24 +181,29 @@ class Ingest:
     def _release(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Waits for the transactions in flight; what is queued is the next owner's."""
         self._check_sources()
-        self._end(partitions, drain=False, timeout_s=_OUTAGE_S)
+        self._abandon(_consumer, partitions)
 
     def _abandon(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """The partitions have a new owner already, who has fenced us: a commit in flight may fail."""
-        self._end(partitions, drain=False, timeout_s=_OUTAGE_S)
+        """Lost: the partitions have a new owner, who has fenced us. A commit in flight may fail, and does no harm."""
+        if not self._end(partitions, drain=False, timeout_s=_OUTAGE_S):
+            raise Fatal(f"a transaction did not end within {_OUTAGE_S:.0f} s: starting again")
 
-    def _end(self, partitions: list[TopicPartition], *, drain: bool, timeout_s: float) -> None:
+    def _end(self, partitions: list[TopicPartition], *, drain: bool, timeout_s: float) -> bool:
+        """False: a transaction was still open after `timeout_s`."""
         self._assigned = False
         ending = [source for at in partitions if (source := self._sources.pop((at.topic, at.partition), None))]
         for source in ending:
             source.stop(drain=drain)
         until = time.monotonic() + timeout_s
-        if not all([source.join(until - time.monotonic()) for source in ending]):
-            raise Fatal(f"a transaction did not end within {timeout_s:.0f} s: starting again")
+        return all([source.join(until - time.monotonic()) for source in ending])
 
     def _drain(self) -> None:
         held = [TopicPartition(topic, partition) for topic, partition in self._sources]
-        self._end(held, drain=True, timeout_s=_DRAIN_S)
+        if not self._end(held, drain=True, timeout_s=_DRAIN_S):
+            _log.warning(
+                "stopped while Kafka was away: what was read and not committed is read again at the next start"
+            )
+            return
         self._consumer.close()
         self._slot.lock.close()
 
