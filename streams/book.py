@@ -20,6 +20,7 @@ propensities tell learners that need it who did.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ from headrace.policy.base import Examples
 from headrace.streams.records import Behaviour, Closed, Erased, Opened, Outcome, Transitions
 
 _NO_DIFFERENCE = 1e-9  # rewards are sums of a few floats: smaller differences are rounding
+_LARGEST = 100.0  # of a scalar or context feature: beyond it one example would drown all others
+_LARGEST_REWARD = 1e6  # of one position: beyond it the sums of a linear model lose the digits of all others
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,20 @@ class Lessons:
         def joined(parts: list[bytes], dtype: str, width: int) -> np.ndarray:
             return np.frombuffer(b"".join(parts), dtype).reshape(n, width)
 
-        return Examples(
+        contexts = joined([x.context for x in self.decisions], "<f4", widths.context)
+        scalars = joined([x.scalars[4 * m * p : 4 * m * (p + 1)] for x, p in rows], "<f4", m)
+        examples = Examples(
             states=joined([x.state for x in self.decisions], "<f4", d),
-            contexts=joined([x.context for x in self.decisions], "<f4", widths.context),
+            contexts=contexts.clip(-_LARGEST, _LARGEST),
             items=joined([x.items[2 * d * p : 2 * d * (p + 1)] for x, p in rows], "<f2", d).astype(np.float32),
-            scalars=joined([x.scalars[4 * m * p : 4 * m * (p + 1)] for x, p in rows], "<f4", m),
+            scalars=scalars.clip(-_LARGEST, _LARGEST),
             propensities=joined([x.propensities[8 * p : 8 * (p + 1)] for x, p in rows], "<f8", 1)[:, 0],
             positions=np.array(self.positions, np.int64),
             rewards=np.array(self.rewards, np.float64),
             fresh=np.array(self.fresh, np.bool_),
             ids=np.array([(x.id + p) & 0xFFFF_FFFF_FFFF_FFFF for x, p in rows], np.uint64),
         )
+        return _finite(examples)
 
     def _add(self, decision: Decision, position: int, reward: float, *, fresh: bool) -> None:
         self.decisions.append(decision)
@@ -123,11 +129,26 @@ class Lessons:
 
     def tell(self, decision: Decision, position: int, reward: float) -> None:
         """The position earned `reward` more."""
-        decision.rewards[position] = decision.rewards.get(position, 0.0) + reward
+        before = decision.rewards.get(position, 0.0)
+        after = before + reward
+        if not abs(after) <= _LARGEST_REWARD:
+            after = before if math.isnan(after) else math.copysign(_LARGEST_REWARD, after)
+        decision.rewards[position] = after
         if not decision.learned >> position & 1:
             self.show(decision, position)
-        elif abs(reward) > _NO_DIFFERENCE:
-            self._add(decision, position, reward, fresh=False)
+        elif abs(after - before) > _NO_DIFFERENCE:
+            self._add(decision, position, after - before, fresh=False)
+
+
+def _finite(examples: Examples) -> Examples | None:
+    """Without the rows that hold a NaN or an infinity, None where no row is left."""
+    columns = (examples.states, examples.contexts, examples.items, examples.scalars)
+    good = np.logical_and.reduce([np.isfinite(column).all(axis=1) for column in columns])
+    if good.all():
+        return examples
+    if not good.any():
+        return None
+    return Examples(**{name: column[good] for name, column in vars(examples).items()})
 
 
 class Book:

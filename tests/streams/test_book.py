@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -206,3 +208,19 @@ def test_an_erased_users_decisions_leave_no_trace_in_memory() -> None:
     assert len(book) == 20
     assert "u1" not in book._of_user
     assert not any(isinstance(x, Opened) or x.user_id == "u1" for x in book._held.values())
+
+
+def test_numbers_that_are_none_teach_nothing_and_huge_ones_are_bounded() -> None:
+    widths = Widths(state=64, context=1, scalars=10)
+    book = Book(100, widths)
+    bad = np.full((3, 10), 0.5, "<f4")
+    bad[1, 4] = np.nan
+    huge = np.array([1e30], "<f4").tobytes()
+    book.read(make_transitions(make_opened(c=1, context=huge, scalars=bad.tobytes())), 0)
+    examples = book.read(make_transitions(make_impression(positions=[0, 1, 2])), 1).examples(widths)
+    assert examples is not None
+    assert examples.positions.tolist() == [0, 2]
+    assert examples.contexts.max() == 100
+    assert read(book, make_outcome(position=0, reward=math.nan)) == []
+    assert read(book, make_outcome(position=0, reward=math.inf)) == [(0, 1e6, False)]
+    assert read(book, make_outcome(position=0, reward=-1e9)) == [(0, -2e6, False)]

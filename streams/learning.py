@@ -1,0 +1,108 @@
+"""Learning, without Kafka: messages of `transitions` in, policy versions out. Pure.
+
+Every message is learned as one batch: what is learned is a function of the messages in their order. A boundary falls
+after a message that carries a tick, and after `learner.publish_messages` messages without one; boundaries are numbered
+from the beginning of the log, and a version bears the number of its boundary. So equal numbers mean equal bits,
+whoever learned them, and a learner resumed from its last versions ends where one that never stopped ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headrace.policy.features import SCALARS
+from headrace.streams.book import Book, Widths
+from headrace.streams.context import ContextEncoder
+from headrace.streams.parts import BehaviourParts, PolicyPart
+from headrace.streams.policies import policy_of_arm
+from headrace.streams.records import PolicyVersion, Transitions
+from headrace.streams.settings import Settings
+from headrace.streams.versions import LEARNED, make_policy, part_of
+
+
+@dataclass
+class Tally:
+    """What the settings' policy has learned since somebody took these counts."""
+
+    fresh: int = 0
+    corrections: int = 0
+    unmatched: int = 0  # outcomes whose decision the book no longer holds
+    misfits: int = 0  # decisions of other widths than the settings and the encoder say
+    sent_ms: list[int] = field(default_factory=list)  # of the outcomes that taught and are in no version yet
+
+
+class Learning:
+    """The learned policies of all arms, the settings' own first, and the behaviour models."""
+
+    def __init__(self, settings: Settings, *, dim: int) -> None:
+        """`dim` d of states and items: the user encoder's."""
+        names = dict.fromkeys([settings.policy.name, *(policy_of_arm(settings, arm) for arm in settings.arms.shares)])
+        self.policies = [PolicyPart(make_policy(settings, name, dim=dim)) for name in names if name in LEARNED]
+        self.behaviour = BehaviourParts()
+        self.tally = Tally()
+        self.offset = -1  # up to here published versions reach
+        self._widths = Widths(state=dim, context=ContextEncoder(settings).size, scalars=len(SCALARS))
+        self._book = Book(settings.learner.open_decisions, self._widths, assume_shown=settings.decisions.assume_shown)
+        self._every = settings.learner.publish_messages
+        self._messages = 0  # since the last boundary
+        self._boundaries = 0
+
+    def resume(self, versions: Iterable[PolicyVersion]) -> int:
+        """Takes in the latest version of each part; returns the offset from which the log must be fed again."""
+        latest = {record.part: record for record in versions}
+        if not latest:
+            return 0
+        self.offset = max(record.offset for record in latest.values())
+        self._boundaries = max(record.version for record in latest.values())
+        self.behaviour.resume([r for r in latest.values() if part_of(r)[0] in self.behaviour.models])
+        starts = [self.behaviour.known + 1]
+        for part in self.policies:
+            record = latest.get(part.policy.name)
+            if record is not None:
+                part.resume(record)
+            starts.append(record.replay_from if record is not None and part.known >= 0 else 0)
+        return min(starts)
+
+    def apply(self, message: Transitions, offset: int, *, now_ms: int = 0, publish: bool = True) -> list[PolicyVersion]:
+        """Learns one message; returns the versions that fall due after it.
+
+        `publish` False leaves this boundary's versions out: the next one's will hold what was learned.
+        """
+        replay_from = self._book.replay_from(otherwise=offset)
+        lessons = self._book.read(message, offset)
+        examples = lessons.examples(self._widths)
+        if examples is not None:
+            for part in self.policies:
+                part.take(examples, offset, replay_from=replay_from)
+        if lessons.behaviour:
+            self.behaviour.take(lessons.behaviour, offset)
+        if offset <= self.offset:
+            return []
+        tally = self.tally
+        tally.unmatched += lessons.unmatched
+        tally.misfits += lessons.misfits
+        if examples is not None and self.policies:
+            fresh = int(np.count_nonzero(examples.fresh))
+            tally.fresh += fresh
+            tally.corrections += len(examples.fresh) - fresh
+            tally.sent_ms += lessons.sent_ms
+        return self._boundary(offset, tick=message.tick, now_ms=now_ms, publish=publish)
+
+    def _boundary(self, offset: int, *, tick: bool, now_ms: int, publish: bool) -> list[PolicyVersion]:
+        self._messages += 1
+        if not tick and self._messages < self._every:
+            return []
+        self._messages = 0
+        self._boundaries += 1
+        if not publish:
+            return []
+        number, book = self._boundaries, self._book.replay_from(otherwise=offset + 1)
+        versions = [
+            part.publish(version=number, offset=offset, book=book, created_ms=now_ms)
+            for part in self.policies
+            if part.due(offset)
+        ]
+        return versions + self.behaviour.publish(version=number, offset=offset, created_ms=now_ms)
