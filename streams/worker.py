@@ -211,7 +211,7 @@ class Worker:
             for entry, error in found.failed:
                 source = f"{self.interactions}[{partition}]@{found.offset}"
                 log.error("%s: an entry cannot be applied: %r", source, error)
-                reason = f"cannot_apply The worker failed on this entry: {type(error).__name__}."
+                reason = f"cannot_apply: the worker failed on this entry ({type(error).__name__})"
                 kafka.produce(
                     producer,
                     settings.topic("dead-letters"),
