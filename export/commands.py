@@ -39,7 +39,7 @@ def export_user(
     *,
     titles: Sequence[str] | None = None,
     model: str = DEFAULT_TEXT,
-    steps: int = 300,
+    steps: int = 240,
     report: Report = print,
 ) -> Manifest:
     """Fits the projection to `titles`, trains the user encoder lightly, exports it to the artifact folder `out`.
@@ -48,7 +48,7 @@ def export_user(
     meet. Raises ValueError, one line with the cure.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # sums are split by thread: the same count gives the same weights on machines of one kind
+    torch.set_num_threads(1)  # a sum split among threads has other last bits on a machine with another number of cores
     try:
         source = f"titles made by headrace, seed {_SEED}" if titles is None else f"{len(titles)} titles"
         chosen = _sample(corpus.titles(_TITLES, seed=_SEED) if titles is None else sorted({*titles}))
@@ -56,7 +56,7 @@ def export_user(
         report(f"user encoder: encoding {len(chosen)} titles with {tower.name}")
         vectors = tower.embed(chosen)
         # Single words widen the projection: it should serve titles unlike those it was fitted to.
-        words = tower.embed(_sample(tower.words())[: len(chosen)])
+        words = tower.embed(_sample(tower.words())[: len(chosen) // 2])
         rows = projection.fit(np.concatenate([vectors, words]), UserConfig().dim)
         trained = train(projection.project(vectors, rows), steps=steps, report=report)
         manifest = to_onnx.export(trained.model, rows, out, source=f"{tower.name}, {source}", metrics=trained.metrics)

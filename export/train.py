@@ -39,7 +39,7 @@ def train(
     vectors: NDArray[np.float32],
     *,
     config: UserConfig | None = None,
-    steps: int = 300,
+    steps: int = 240,
     batch: int = 64,
     seed: int = 17,
     report: Report = print,
@@ -53,7 +53,7 @@ def train(
     split = len(vectors) * 4 // 5
     seen, held_out = vectors[order[:split]], vectors[order[split:]]
     users = sequences(seen, max(64, steps * batch // 4), LENGTH, seed=seed + 1)
-    test = sequences(held_out, 1_000, LENGTH, seed=seed + 2)
+    test = sequences(held_out, 500, LENGTH, seed=seed + 2)
     model = UserModel(config)
     metrics = {f"hit10_{name}": value for name, value in _baselines(test, held_out).items()}
     metrics["hit10_untrained"] = _hit_rate(_states(model, test), test, held_out)
