@@ -10,6 +10,7 @@ from headrace.policy.snapshot import pack
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.engine import PROGRESS, Engine, decode_progress, user_key
 from headrace.streams.models import load_models
+from headrace.streams.recommend import Recommender
 from headrace.streams.records import (
     Batch,
     Behaviour,
@@ -57,13 +58,11 @@ def make(shared):
     """`make(consumed={...})`: an engine with settings of its own on the shared models."""
 
     def engine(*, states=None, progress=None, **sections):
+        sections["placements"] = PLACEMENTS | sections.get("placements", {})
         settings = Settings(**sections)
-        recommender = type(shared.recommender)(
-            settings,
-            items=shared.items,
-            policies=shared.policies,
-            encoder=shared.encoder,
-            texts=shared.recommender.texts,
+        texts = shared.recommender.texts
+        recommender = Recommender(
+            settings, items=shared.items, policies=shared.policies, encoder=shared.encoder, texts=texts
         )
         shared.encoder.flush()
         return Engine(settings, 0, recommender, states=states, progress=progress)
@@ -78,7 +77,7 @@ class Log:
         self.engine, self.offset = engine, -1
         self.slates, self.records, self.effects = [], [], None
 
-    def write(self, *entries, at=None, tick=False):
+    def write(self, *entries, at=None, tick=False, expect_failure=False):
         self.offset += 1
         at = T0 if at is None else at
         batch = Batch("events/0", at, entries=list(entries), tick=tick)
@@ -86,6 +85,7 @@ class Log:
         batch = msgspec.msgpack.decode(msgspec.msgpack.encode(batch), type=Batch)
         self.effects = self.engine.apply(batch, self.offset)
         self.engine.accept(self.effects)
+        assert expect_failure or not self.effects.failed
         slates = [msgspec.json.decode(message) for _, message in self.effects.recommendations]
         self.slates += slates
         self.records += [r for raw in self.effects.transitions for r in decode_transitions(raw).records]
@@ -407,7 +407,7 @@ def test_an_entry_that_cannot_be_applied_is_set_aside_and_the_others_go_on(log, 
 
     monkeypatch.setattr(type(log.engine), "_apply", fails)
     good = [event("view", user=f"u{i}", item="toys-0") for i in range(6)]
-    slates = log.write(*good[:4], event("view", user="x", item="toys-0", id="bad"), *good[4:])
+    slates = log.write(*good[:4], event("view", user="x", item="toys-0", id="bad"), *good[4:], expect_failure=True)
     assert len(slates) == 6
     assert [entry.event_id for entry, _ in log.effects.failed] == ["bad"]
     assert user_key("x") not in log.engine.states
@@ -431,11 +431,8 @@ def test_an_engine_rebuilt_from_its_changelog_goes_on_as_if_it_had_never_stopped
     for i in range(12):
         log.write(event("click", user=f"u{i % 4}", item=ITEMS[i % 16][0], at=T0 + i * HOUR), at=T0 + i * HOUR)
         commit(log)
-    again = Log(
-        make(
-            states={k: v for k, v in changelog.items() if k != PROGRESS}, progress=decode_progress(changelog[PROGRESS])
-        )
-    )
+    progress = decode_progress(changelog.pop(PROGRESS))
+    again = Log(make(states=changelog, progress=progress))
     again.offset = log.offset
     assert again.engine.applied == 11
     assert again.engine.counts == log.engine.counts
