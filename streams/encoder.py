@@ -74,7 +74,8 @@ class _Tokens(NamedTuple):
 class UserEncoder:
     """Raises ArtifactMismatch if `artifact_dir` is corrupt, of another schema version or no user encoder.
 
-    `cache_bytes` bounds the states kept between calls; at least those of a small call are kept whatever it says.
+    `cache_bytes` bounds the states kept between calls; at least those of a small call are kept whatever it says. For one
+    thread at a time.
     """
 
     def __init__(self, artifact_dir: Path | str, *, cache_bytes: int, window: int = 50, threads: int = 1) -> None:
@@ -91,7 +92,9 @@ class UserEncoder:
         self.dim, self.text_dim = dims["state"], dims["text"]
         self.window = window
         self.block = max(1, window // 2)
+        self.hits = self.rebuilt = 0  # users whose state was at hand, and users stepped from their window's start
         self._steps = {size: open_graph(graph, threads=threads) for size, graph in graphs.items()}
+        self._feeds = {size: self._empty_feeds(size, dims["cache"]) for size in graphs}
         slots = max(_LEAST_SLOTS, cache_bytes // (4 * (dims["cache"] + self.dim)))
         self._caches = np.zeros((slots, dims["cache"]), np.float32)
         self._states = np.zeros((slots, self.dim), np.float32)
@@ -99,6 +102,14 @@ class UserEncoder:
         self._free = list(range(slots - 1, -1, -1))
         self.hits = 0  # users encoded from where the cache had left them
         self.rebuilt = 0  # users encoded from their whole window
+
+    def _empty_feeds(self, size: int, cache: int) -> dict[str, NDArray[Any]]:
+        return {
+            "cache": np.zeros((size, cache), np.float32),
+            "vectors": np.zeros((size, self.dim), np.float32),
+            "types": np.zeros(size, np.int64),
+            "gaps": np.zeros(size, np.int64),
+        }
 
     @property
     def cached_users(self) -> int:
@@ -155,7 +166,10 @@ class UserEncoder:
             if history.count == 0:
                 continue
             user = self._aligned(history)
-            current[row] = user.windows[0].slot
+            window = user.windows[0]
+            current[row] = window.slot
+            known = window.done > window.start
+            self.hits, self.rebuilt = self.hits + known, self.rebuilt + (not known)
             stale = [window for window in user.windows if window.done < history.count]
             begin = min((window.done for window in stale), default=history.count)
             work.extend((window, history, begin) for window in stale)
@@ -181,17 +195,13 @@ class UserEncoder:
             self.evict(history.user)
             user = None
         if user is None:
-            self.rebuilt += 1
             user = self._users[history.user] = _User()
-        else:
-            self.hits += 1
         start = -(-max(0, history.count - self.window) // self.block) * self.block
         wanted = [begin for begin in (start, start + self.block) if begin < history.count]
-        kept = {window.start: window for window in user.windows}
-        for begin, window in kept.items():
-            if begin not in wanted:
-                self._free.append(window.slot)
-        user.windows = [kept.get(begin) or self._opened(begin) for begin in wanted]
+        if [window.start for window in user.windows] != wanted:
+            kept = {window.start: window for window in user.windows}
+            self._free.extend(window.slot for window in user.windows if window.start not in wanted)
+            user.windows = [kept.get(begin) or self._opened(begin) for begin in wanted]
         user.last = int(history.keys[-1]), int(history.seconds[-1])
         return user
 
@@ -233,9 +243,7 @@ class UserEncoder:
         fresh = np.array([window.done == window.start for window, _, _ in work], np.bool_)
         smallest, largest = min(self._steps), max(self._steps)
         for step in range(int(lengths[0])):
-            active = int(
-                np.searchsorted(-lengths, -step, side="left")
-            )  # windows with more than `step` events come first
+            active = int(np.searchsorted(-lengths, -step, side="left"))  # the windows with more than `step` events
             begin = 0
             while begin < active:
                 size = largest if active - begin > largest // 2 else smallest
@@ -244,22 +252,19 @@ class UserEncoder:
                 gaps = tokens.gaps[event]
                 if step == 0:
                     gaps[fresh[rows]] = 0  # nothing comes before a window
-                self._step_rows(size, slots[rows], tokens.vectors[event], tokens.types[event], gaps)
+                self._step_rows(size, slots[rows], event, tokens, gaps)
                 begin += size
 
     def _step_rows(
-        self, size: int, slots: NDArray[np.int64], vectors: F32, types: NDArray[np.int64], gaps: NDArray[np.int64]
+        self, size: int, slots: NDArray[np.int64], event: NDArray[np.int64], tokens: _Tokens, gaps: NDArray[np.int64]
     ) -> None:
-        """One event for up to `size` windows, padded to `size`."""
+        """One event for up to `size` windows. What the rows beyond hold does not matter: no row depends on another."""
         n = len(slots)
-        feeds: dict[str, NDArray[Any]] = {
-            "cache": self._caches[slots],
-            "vectors": vectors,
-            "types": types,
-            "gaps": gaps,
-        }
-        if n < size:
-            feeds = {name: _padded(array, size) for name, array in feeds.items()}
+        feeds = self._feeds[size]
+        np.take(self._caches, slots, axis=0, out=feeds["cache"][:n], mode="clip")  # "clip" writes in place
+        np.take(tokens.vectors, event, axis=0, out=feeds["vectors"][:n], mode="clip")
+        feeds["types"][:n] = tokens.types[event]
+        feeds["gaps"][:n] = gaps
         caches, states = self._steps[size].run(None, feeds)
         self._caches[slots] = caches[:n]
         self._states[slots] = states[:n]
@@ -271,9 +276,3 @@ def _continues(user: _User, history: History, first: int) -> bool:
     if not 0 <= place < len(history.keys):
         return history.count >= user.windows[0].done  # all that was stepped has left the history: nothing is reused
     return (int(history.keys[place]), int(history.seconds[place])) == user.last
-
-
-def _padded(array: NDArray[Any], size: int) -> NDArray[Any]:
-    padded = np.zeros((size, *array.shape[1:]), array.dtype)
-    padded[: len(array)] = array
-    return padded
