@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -57,7 +56,7 @@ class Catalogue:
             self._encoder.encode, self._cache, batch=settings.catalogue.batch, metrics=self._metrics
         )
         self._shelves: dict[int, Shelf] = {}
-        self._stop = threading.Event()
+        self._stopping = False
         self._assigned = False
         self._slot = claim(settings, "catalogue")
         self._consumer = self._open()
@@ -69,7 +68,8 @@ class Catalogue:
         return self._assigned
 
     def stop(self) -> None:
-        self._stop.set()
+        """After the transaction in flight. Safe in a signal handler."""
+        self._stopping = True
 
     def run(self) -> None:
         self._consumer.subscribe(
@@ -77,7 +77,7 @@ class Catalogue:
         )
         reported_s = 0.0
         try:
-            while not self._stop.is_set():
+            while not self._stopping:
                 self._turn()
                 if time.monotonic() - reported_s >= 1:
                     reported_s = time.monotonic()

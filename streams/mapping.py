@@ -9,7 +9,7 @@
     type = [{ when = { column = "Quantity", below = 0 }, is = "return" }, { is = "purchase" }]
     context = { country = "Country" }
 
-docs/events.md has the whole of it; examples/mappings holds three that are tested.
+docs/files.md has the whole of it; examples/mappings holds three that are tested.
 """
 
 from __future__ import annotations
