@@ -74,8 +74,8 @@ class _Tokens(NamedTuple):
 class UserEncoder:
     """Raises ArtifactMismatch if `artifact_dir` is corrupt, of another schema version or no user encoder.
 
-    `cache_bytes` bounds the states kept between calls; at least those of a small call are kept whatever it says. For one
-    thread at a time.
+    `cache_bytes` bounds the states kept between calls; at least those of a small call are kept whatever it says.
+    For one thread at a time.
     """
 
     def __init__(self, artifact_dir: Path | str, *, cache_bytes: int, window: int = 50, threads: int = 1) -> None:
@@ -92,7 +92,6 @@ class UserEncoder:
         self.dim, self.text_dim = dims["state"], dims["text"]
         self.window = window
         self.block = max(1, window // 2)
-        self.hits = self.rebuilt = 0  # users whose state was at hand, and users stepped from their window's start
         self._steps = {size: open_graph(graph, threads=threads) for size, graph in graphs.items()}
         self._feeds = {size: self._empty_feeds(size, dims["cache"]) for size in graphs}
         slots = max(_LEAST_SLOTS, cache_bytes // (4 * (dims["cache"] + self.dim)))
