@@ -66,6 +66,10 @@ def run(
         if name not in ROLES:
             raise SettingsError(f"--role {role}: there is no role {name!r}; choose from {', '.join(ROLES)}, all")
     if len(roles) == 1 and workers == 1:
+        # Matrix products on several threads sum in an order that depends on the cores: the learner's bits would too.
+        # Roles scale by processes.
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
         importlib.import_module(f"headrace.streams.{roles[0]}").run(settings)
         return
     from headrace.streams import topics
