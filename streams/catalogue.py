@@ -172,6 +172,7 @@ class Catalogue:
         self._assigned = False
         for at in partitions:
             self._shelves.pop(at.partition, None)
+            self._metrics.lag.remove("items", str(at.partition))  # the next owner's to tell
 
 
 def _text_encoder(settings: Settings) -> TextEncoder:

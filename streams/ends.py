@@ -25,9 +25,14 @@ class EndsWatch:
         self._topics = {settings.topic(name): name for name in topics}  # metrics name them without the prefix
         self._metrics = metrics
         self._interval_s = interval_s
+        self._stable: dict[tuple[str, int], int] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ends watch", daemon=True)
         self._thread.start()
+
+    def after(self, topic: str, partition: int, offset: int) -> int:
+        """Records committed after `offset` at the last look, about: each is followed by its transaction's marker."""
+        return max(0, self._stable.get((topic, partition), 0) - 1 - offset) // 2
 
     def close(self) -> None:
         self._ended.set()
@@ -40,6 +45,7 @@ class EndsWatch:
             for (topic, partition), (high, stable) in ends.items():
                 self._metrics.high_watermark.labels(self._topics[topic], str(partition)).set(high)
                 self._metrics.last_stable.labels(self._topics[topic], str(partition)).set(stable)
+                self._stable[self._topics[topic], partition] = stable
             if self._ended.wait(self._interval_s):
                 return
 

@@ -22,6 +22,7 @@ from confluent_kafka import Producer
 from headrace.streams import http, kafka, topics
 from headrace.streams.broadcast import Broadcast
 from headrace.streams.effects import Effects, report
+from headrace.streams.ends import EndsWatch
 from headrace.streams.engine import PROGRESS, Engine, Progress, decode_progress
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.exactly_once import PartitionedStore, PartitionState, Tables, Transport, UsersTable
@@ -67,6 +68,8 @@ class Worker:
         self._store: PartitionedStore = self._users.data
         self._recovered = False
         self._cache_counts = (0, 0)
+        self._started_ms = time.time() * 1000
+        self.ends = EndsWatch(settings, metrics, ["interactions", "item-vectors", "policy-versions"], interval_s=2)
         self.error: BaseException | None = None
 
     def _faust_app(self) -> Any:
@@ -239,7 +242,7 @@ class Worker:
                 kind = self.items.apply(record)
                 if kind is not None:
                     self.metrics.item_changes.labels(kind).inc()
-                    if record.sent_ms and kind != "removed":
+                    if record.sent_ms > self._started_ms and kind != "removed":
                         self.metrics.item_latency.observe(max(0.0, now - record.sent_ms / 1000))
             else:
                 self.policies.apply(record)
@@ -257,6 +260,9 @@ class Worker:
         await asyncio.gather(*(a.task for a in mine if a.task is not None))
         for assignment in mine:
             self._store.partitions.pop(assignment.partition, None)
+            for gauge in (self.metrics.state_users, self.metrics.state_bytes, self.metrics.open_decisions):
+                gauge.remove(assignment.partition)  # the next owner's to tell
+            self.metrics.lag.remove("interactions", assignment.partition)
 
     async def _housekeep(self) -> None:
         """What must not wait for the next record: broadcasts, and gauges twice a second."""
@@ -282,7 +288,10 @@ class Worker:
             metrics.state_users.labels(partition).set(len(engine.states))
             metrics.state_bytes.labels(partition).set(engine.state_bytes)
             metrics.open_decisions.labels(partition).set(engine.open_decisions)
-            metrics.lag.labels("interactions", partition).set(len(assignment.waiting))
+            waiting = assignment.waiting
+            read = waiting[-1].offset if waiting else engine.applied
+            unread = self.ends.after("interactions", partition, read)
+            metrics.lag.labels("interactions", partition).set(len(waiting) + unread)
 
     def ready(self) -> bool:
         """The broadcasts are read and Faust has been given its partitions, recovered."""
@@ -330,4 +339,5 @@ def run(settings: Settings) -> None:
             raise Fatal(f"the worker's engine stopped with code {stop.code}") from stop
     finally:
         worker.broadcast.close()
+        worker.ends.close()
         server.close()
