@@ -28,6 +28,7 @@ from headrace.streams.watermarks import TickPace
 _AT_ONCE = 2_000  # messages handed over in one go
 _POLL_S = 0.2
 _DRAIN_S = 7.0
+_STUCK_S = 300.0
 _OUTAGE_S = 60.0  # a transaction cannot outlive transaction.timeout.ms
 
 _log = logging.getLogger("headrace.ingest")
@@ -45,6 +46,7 @@ class Ingest:
         self._pace = TickPace(settings.ingest.tick)
         self._stop = threading.Event()
         self._assigned = False
+        self._turned_s = time.monotonic()
         self._reported: dict[tuple[str, int], int] = {}
         self._slot = claim(settings, "ingest")
         self._consumer = self._open()
@@ -53,6 +55,11 @@ class Ingest:
     def ready(self) -> bool:
         """Assigned, and every source recovered."""
         return self._assigned
+
+    @property
+    def alive(self) -> bool:
+        """The loop turned a while ago: it turns while Kafka is away too, and waits longest in a rebalance."""
+        return time.monotonic() - self._turned_s < _STUCK_S
 
     @property
     def held_bytes(self) -> int:
@@ -69,6 +76,7 @@ class Ingest:
         )
         counted_s = 0.0
         while not self._stop.is_set():
+            self._turned_s = time.monotonic()
             self._hand_over(self._poll())
             self._wait_for_room()
             self._check_sources()
@@ -126,6 +134,7 @@ class Ingest:
         if self._read_ahead.wait_for_room(5):
             return
         while not self._stop.is_set():
+            self._turned_s = time.monotonic()
             self._consumer.pause(self._consumer.assignment())
             self._hand_over(self._poll())
             self._check_sources()
@@ -194,6 +203,7 @@ class Ingest:
         ending = [source for at in partitions if (source := self._sources.pop((at.topic, at.partition), None))]
         for source in ending:
             source.stop(drain=drain)
+            self._metrics.lag.remove(source.topic, str(source.partition))  # the next owner's to tell
         until = time.monotonic() + timeout_s
         return all([source.join(until - time.monotonic()) for source in ending])
 
@@ -212,7 +222,7 @@ def run(settings: Settings) -> None:
     """The role: blocks until SIGTERM or SIGINT. Raises HeadraceError in one line, Fatal where it must start again."""
     metrics = Metrics(CollectorRegistry(), "ingest")
     ingest = Ingest(settings, metrics)
-    server = http.serve(metrics, ready=lambda: ingest.ready, alive=lambda: True, settings=settings)
+    server = http.serve(metrics, ready=lambda: ingest.ready, alive=lambda: ingest.alive, settings=settings)
     topics.require(settings)  # nothing to drain yet: a signal that comes while Kafka is away ends us at once
     ends = EndsWatch(settings, metrics, SOURCES)
     for number in (signal.SIGTERM, signal.SIGINT):

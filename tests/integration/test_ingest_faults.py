@@ -109,7 +109,7 @@ class Books:
 def assert_each_once(settings: Settings, shop: Shop, wait_for: WaitFor) -> None:
     books = Books(settings)
     try:
-        wait_for(lambda: books.hold(shop), 40)
+        wait_for(lambda: books.hold(shop), 60)
     finally:
         books.close()
     assert books.events == Counter(shop.sent)
@@ -121,14 +121,14 @@ def test_killed_under_load(settings: MakeSettings, wait_for: WaitFor) -> None:
     mine = settings()
     rng = random.Random(5)
     with Supervisor(mine, ["ingest"]) as first, Supervisor(mine, ["ingest"]) as second:
-        wait_for(lambda: first.ready() and second.ready())
+        wait_for(lambda: first.ready() and second.ready(), 60)
         with selling(mine) as shop:
             for kill in range(1, 5):
                 target = (first, second)[kill % 2]
                 before, aim = len(shop.sent), rng.randrange(200, 600)
-                wait_for(lambda n=before + aim: len(shop.sent) >= n)
+                wait_for(lambda n=before + aim: len(shop.sent) >= n, 60)
                 os.kill(target.pids()["ingest"], signal.SIGKILL)
-                wait_for(lambda t=target, n=(kill + 1) // 2: t.restarts()["ingest"] == n)
+                wait_for(lambda t=target, n=(kill + 1) // 2: t.restarts()["ingest"] == n, 60)
         assert_each_once(mine, shop, wait_for)
         assert first.restarts()["ingest"] == second.restarts()["ingest"] == 2
 
@@ -148,18 +148,18 @@ def test_started_before_the_broker_and_left_by_it(tmp_path: Path, wait_for: Wait
     )
     try:
         with Supervisor(mine, ["ingest"], output=lambda _name, line: lines.append(line)) as role:
-            wait_for(lambda: any("Kafka" in line for line in lines))
+            wait_for(lambda: any("Kafka" in line for line in lines), 60)
             assert not role.ready()
             broker.start()
             topics.create(mine)
-            wait_for(role.ready)
+            wait_for(role.ready, 60)
             with selling(mine) as shop:
                 wait_for(lambda: len(shop.sent) >= 500)
                 assert broker.pid is not None
                 os.kill(broker.pid, signal.SIGKILL)
                 wait_for(lambda: not broker.running)
                 away = len(shop.sent)
-                wait_for(lambda: len(shop.sent) >= away + 1_000)
+                wait_for(lambda: len(shop.sent) >= away + 1_000, 60)
                 broker.start()
             assert_each_once(mine, shop, wait_for)
         assert len(lines) < 40, lines
