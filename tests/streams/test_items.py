@@ -97,3 +97,15 @@ def test_rows_survive_growth(store):
     assert store.category_names[store.category[row]] == "c"
     assert store.rows_of([item_key("nobody")]).tolist() == [store.none]
     assert not store.available[store.none]
+
+
+def test_a_pending_item_is_eligible_and_keeps_its_vector_until_the_next_comes(store):
+    assert store.apply(item("a", vector=(), pending=True)) == "new"
+    assert store.settle() is False and store.pool().tolist() == [0]
+    assert store.apply(item("a", vector=(0, 1))) == "changed"  # of the same offset: what was pending
+    assert store.apply(item("a", vector=(), pending=True)) is None  # an older record
+    store.settle()
+    assert store.vectors[0].tolist() == unit(0, 1).tolist()
+    store.apply(item("a", offset=1, vector=(), pending=True, price=3.0))
+    store.settle()
+    assert store.vectors[0].tolist() == unit(0, 1).tolist() and store.log_price[0] == np.float32(np.log1p(3.0))
