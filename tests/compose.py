@@ -21,6 +21,7 @@ class Service:
     ports: list[str]
     volumes: list[str]
     depends_on: list[str]
+    healthcheck: list[str]
 
     @property
     def ours(self) -> bool:
@@ -38,6 +39,7 @@ def services() -> dict[str, Service]:
             ports=list(service.get("ports", [])),
             volumes=list(service.get("volumes", [])),
             depends_on=list(service.get("depends_on", [])),
+            healthcheck=list(service.get("healthcheck", {}).get("test", []))[1:],  # without the word CMD
         )
         for name, service in file["services"].items()
     }
