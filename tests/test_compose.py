@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from typing import Any
 
 import pytest
@@ -67,3 +69,17 @@ def test_kubernetes_runs_what_compose_runs() -> None:
         for container in m["spec"]["template"]["spec"]["containers"]
     }
     assert commands == {name: service.command for name, service in compose.items() if service.ours}
+
+
+def test_image_holds_every_room_and_runs_without_privileges() -> None:
+    rooms = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-dir"].values()
+    sent = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {f"!{room}" for room in rooms} <= set(sent) and sent[0] == "*"
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text("utf-8")
+    (uid,) = re.findall(r"useradd .*--uid (\d+)", dockerfile)
+    assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["headrace"]
+    pods = [m["spec"]["template"]["spec"] for m in manifests() if m["kind"] in ("Job", "Deployment", "StatefulSet")]
+    assert all(
+        pod["securityContext"] | {"runAsNonRoot": True, "runAsUser": int(uid)} == pod["securityContext"] for pod in pods
+    )
+    assert services()["worker"].environment["HEADRACE_DATA_DIR"] in dockerfile
