@@ -1,0 +1,12 @@
+"""Learning to recommend: arrays in, arrays out; no clock, no network, no files.
+
+registry         policies by name: make("lints", dim=64)
+base, checks     the contract of a policy, and what every policy must pass
+features         what linear models see of a candidate
+slates           drawing and re-scoring slates with exact propensities
+baselines        random, popular, item to item
+linear, ridge    LinUCB and linear Thompson sampling over Bayesian linear regression
+neural_linear    the same over features that a small network learns (trunk, trunk_training, memory)
+behaviour        popularity and co-occurrence of items (pairs, keys)
+snapshot         policies as bytes
+"""

@@ -107,6 +107,10 @@ class Policy(Protocol):
         """
         ...
 
+    def prepare_to_learn(self) -> None:
+        """Loads now what learning would load on the way: seconds, where that is torch. Serving never needs it."""
+        ...
+
     def learn(self, examples: Examples) -> None:
         """Learns one batch. Raises ValueError, and has learned nothing, if a number is not finite or a shape wrong."""
         ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -147,7 +148,9 @@ def check_rescoring_gives_the_logged_propensities(policy: Policy) -> None:
     probabilities, scores = policy.distributions(query, slates.index)
     at = np.take_along_axis(probabilities, slates.index[:, :, None], axis=2)[:, :, 0]
     assert np.array_equal(at, slates.propensities), "another propensity than was logged"
-    assert np.array_equal(np.take_along_axis(scores, slates.index, axis=1), slates.scores), "another score than was logged"
+    assert np.array_equal(np.take_along_axis(scores, slates.index, axis=1), slates.scores), (
+        "another score than was logged"
+    )
     best = probabilities.argmax(axis=2)
     assert np.array_equal(slates.explored, slates.index != best), "explored is not: other than the first choice"
     twice = np.repeat(slates.index[:, :1], 2, axis=1)
@@ -227,7 +230,11 @@ def check_unseen_and_few(policy: Policy) -> None:
         assert np.allclose(probabilities.sum(axis=2), there), "a position past the end has a distribution"
         assert p.decide(take(query, slice(0)), 9).index.shape == (0, 9)
         no_candidates = replace(
-            query, keys=query.keys[:, :0], items=query.items[:, :0], scalars=query.scalars[:, :0], mask=query.mask[:, :0]
+            query,
+            keys=query.keys[:, :0],
+            items=query.items[:, :0],
+            scalars=query.scalars[:, :0],
+            mask=query.mask[:, :0],
         )
         assert (p.decide(no_candidates, 2).index == -1).all()
 
@@ -278,7 +285,7 @@ def check_refuses_what_is_not_finite(policy: Policy) -> None:
             examples = make_examples(policy, n=3, seed=9, first_id=10**6)
             if getattr(examples, name).size:
                 getattr(examples, name)[1] = bad
-                _assert_refused(lambda e=examples: policy.learn(e), f"{name} of {bad}")
+                _assert_refused(partial(policy.learn, examples), f"{name} of {bad}")
     examples = make_examples(policy, n=3, seed=9, first_id=10**6)
     _assert_refused(lambda: policy.learn(replace(examples, items=examples.items[:, :-1])), "items of another width")
     assert bits(policy) == before, "what was refused was learned"

@@ -50,6 +50,8 @@ class _Linear(Ranking):
     def restore(self, arrays: Arrays, meta: Meta) -> None:
         regression = Ridge(self._features.size, ridge=self._ridge)
         regression.restore(arrays, int(meta.get("since", 0)))
+        if arrays.get("serve.weights", np.zeros((0, 0))).shape[1] != self._features.size:
+            raise ValueError("the snapshot lacks what serves")
         super().restore(arrays, meta)
         self.regression = regression
         # Made by the learner: a worker's own BLAS could round otherwise.

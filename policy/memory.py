@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy.base import F32, F64, I64, Bool, Examples
+from headrace.policy.base import F32, F64, I64, Examples
 
 _COLUMNS = ("states", "contexts", "items", "scalars", "positions", "rewards")
 
@@ -38,10 +38,11 @@ class Memory:
     def __len__(self) -> int:
         return min(self._added, self.capacity)
 
-    def add(self, examples: Examples) -> tuple[Bool, F64]:
+    def add(self, examples: Examples) -> tuple[I64, F64]:
         """Takes fresh examples in, oldest out, and corrects the rewards of those it holds.
 
-        Returns, for each row (N,), whether the example is held after the batch, and the reward it had before the row.
+        Returns, for each row (N,), how many newer fresh examples there are after the batch, -1 where the row's example
+        is not held, and the reward it had before the row.
         """
         n = len(examples.rewards)
         if not self._ring and n:
@@ -58,17 +59,18 @@ class Memory:
         self._added += len(rows)
         return self._correct(examples)
 
-    def _correct(self, examples: Examples) -> tuple[Bool, F64]:
-        held, before = np.ones(len(examples.rewards), np.bool_), np.zeros(len(examples.rewards))
-        held[np.flatnonzero(examples.fresh)[: -self.capacity]] = False
-        rewards = self._ring["rewards"] if self._ring else np.zeros(0)
+    def _correct(self, examples: Examples) -> tuple[I64, F64]:
+        newer, before = np.full(len(examples.rewards), -1), np.zeros(len(examples.rewards))
+        rows = np.flatnonzero(examples.fresh)[-self.capacity :]
+        newer[rows] = np.arange(len(rows))[::-1]
         for row in np.flatnonzero(~examples.fresh).tolist():
             slot = self._slots.get(int(examples.ids[row]))
-            held[row] = slot is not None
             if slot is not None:
+                rewards = self._ring["rewards"]
+                newer[row] = (self._added - 1 - slot) % self.capacity
                 before[row] = rewards[slot]
                 rewards[slot] += examples.rewards[row]
-        return held, before
+        return newer, before
 
     def _allocate(self, examples: Examples) -> None:
         for name in _COLUMNS:

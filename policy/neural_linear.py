@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from headrace.policy import trunk
-from headrace.policy.base import F32, F64, Arrays, Examples, Meta, Query
+from headrace.policy.base import F32, F64, I64, Arrays, Bool, Examples, Meta, Query
 from headrace.policy.features import FeatureMap, by_candidate
 from headrace.policy.memory import Memory
 from headrace.policy.ranking import Ranking
@@ -28,6 +28,7 @@ from headrace.policy.slates import Choice, Votes
 _A0 = _B0 = 6.0  # prior of the noise: Riquelme et al., appendix A
 _CHUNK = 4096  # examples of the memory in one product
 _TRUNK = "trunk."
+_TRAINING = "headrace.policy.trunk_training"
 
 
 class NeuralLinear(Ranking):
@@ -45,7 +46,7 @@ class NeuralLinear(Ranking):
         memory: int = 32_768,
         first_training: int = 2_048,
         train_every: int = 16_384,
-        steps: int = 128,
+        steps: int = 256,
         **shape: Any,
     ) -> None:
         """The trunk is trained after `first_training` fresh examples, then each time they have doubled, then after
@@ -65,20 +66,24 @@ class NeuralLinear(Ranking):
         self._squares = 0.0  # Σ r²
         self._serving: Arrays | None = None
 
+    def prepare_to_learn(self) -> None:
+        # By name: whoever only serves never loads torch, and the import contract of the worker can see that.
+        importlib.import_module(_TRAINING)
+
     # -- learn --------------------------------------------------------------------------------------------------------
 
     def learn(self, examples: Examples) -> None:
-        """A correction of an example that the memory has lost moves the linear part alone, as that example now does."""
+        """A correction moves what its example moved: see `_counts_deep`."""
         self.check(examples)
         e = examples
         x, z = self._parts(e)
         check_features(np.concatenate([x, z], axis=1), e.rewards)
-        held, before = self._remembered.add(e)
-        z[~held & ~e.fresh] = 0.0
+        newer, before = self._remembered.add(e)
+        self._fresh += int(e.fresh.sum())
+        z[~e.fresh & ~self._counts_deep(self._fresh - 1 - newer, newer >= 0)] = 0.0
         self.head.learn(np.concatenate([x, z], axis=1), e.rewards, e.fresh)
         self._squares += float(((before + e.rewards) ** 2 - before**2).sum())
         self.learned += len(e.rewards)
-        self._fresh += int(e.fresh.sum())
         if self._fresh >= max(self._first, min(2 * self._trained_at, self._trained_at + self._every)):
             self._train()
         self._serving = None
@@ -93,20 +98,29 @@ class NeuralLinear(Ranking):
         z = trunk.rows(self._trunk, x, e.states)
         return x.astype(np.float64), (z - x @ self._gamma).astype(np.float64)
 
+    def _counts_deep(self, number: I64, held: Bool) -> Bool:
+        """Which fresh examples, counted from the first, are in the sums over z.
+
+        The trunk is trained on the even ones of the memory, and its head starts from the odd ones: on examples that it
+        has fitted, noise and all, z would look better than it is.
+        """
+        counted: Bool = (number >= self._trained_at) | (number % 2 == 1)
+        return held & counted
+
     def _train(self) -> None:
-        # By name: whoever only serves never loads torch, and the import contract of the worker can see that.
-        training = importlib.import_module("headrace.policy.trunk_training")
+        training = importlib.import_module(_TRAINING)
         memory, wide = self._remembered.all(), self._wide
         x = self._features.joint(memory.states, memory.contexts, memory.items, memory.scalars, memory.positions)
         residuals = memory.rewards - x @ self.head.theta[:wide]
+        self._trained_at = self._fresh
+        kept = self._counts_deep(self._fresh - len(x) + np.arange(len(x)), np.ones(len(x), np.bool_))
         self._trunk = training.train(
-            self._trunk, self.head.theta[wide:], x, memory.states, residuals,
+            self._trunk, self.head.theta[wide:], x[~kept], memory.states[~kept], residuals[~kept],
             seed=(self.seed, self._trainings), steps=self._steps,
         )  # fmt: skip
-        z = trunk.rows(self._trunk, x, memory.states)
+        x, z = x[kept], trunk.rows(self._trunk, x[kept], memory.states[kept])
         self._scale_trunk(z)
-        self._rebuild(x, z, memory.rewards)
-        self._trained_at = self._fresh
+        self._rebuild(x, z, memory.rewards[kept])
         self._trainings += 1
 
     def _scale_trunk(self, z: F32) -> None:
@@ -194,8 +208,12 @@ class NeuralLinear(Ranking):
         """The memory is empty afterwards: a learner fills it by `remember` before it goes on."""
         head = Ridge(self.head.size, ridge=self._ridge)
         head.restore(arrays, int(meta.get("since", 0)))
-        if missing := {"gamma", "serve.wide", "serve.deep", *(_TRUNK + name for name in self._trunk)} - arrays.keys():
-            raise ValueError(f"the snapshot lacks {sorted(missing)[0]}")
+        wanted = {"gamma": self._gamma} | {_TRUNK + name: array for name, array in self._trunk.items()}
+        for name, mine in wanted.items():
+            if name not in arrays or arrays[name].shape != mine.shape:
+                raise ValueError(f"the snapshot's {name} is not {mine.shape}")
+        if not {"serve.wide", "serve.deep"} <= arrays.keys():
+            raise ValueError("the snapshot lacks what serves")
         super().restore(arrays, meta)
         self.head = head
         self._gamma = arrays["gamma"].copy()

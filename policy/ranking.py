@@ -73,6 +73,9 @@ class Ranking(ABC):
             arrays[name] = array
         return replace(query, **arrays)
 
+    def prepare_to_learn(self) -> None:
+        return None
+
     def learn(self, examples: Examples) -> None:
         self.check(examples)
         self.learned += len(examples.rewards)

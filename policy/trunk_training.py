@@ -12,7 +12,7 @@ from headrace.policy.features import unit
 
 def train(
     weights: Arrays, head: F64, x: F32, states: F32, residuals: F64, *, seed: tuple[int, int], steps: int,
-    batch: int = 256, rate: float = 2e-3, decay: float = 1e-3,
+    batch: int = 256, rate: float = 5e-3, decay: float = 0.1,
 ) -> Arrays:  # fmt: skip
     """Moves `weights` so that head·z predicts `residuals` (N,), what the linear part leaves of the rewards.
 
@@ -32,7 +32,7 @@ def train(
             for array in (first, weights["bias"].copy(), weights["out"].copy(), weights["out_bias"].copy(), head)
         ]
         w1, b1, w2, b2, v = parameters
-        optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=True)
+        optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
         choose = np.random.Generator(np.random.Philox(key=seed))
         for step in range(steps):
             for group in optimiser.param_groups:
@@ -43,7 +43,6 @@ def train(
             loss = functional.mse_loss(z @ v, y[rows])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
         trained = [p.detach().numpy().copy() for p in (w1, b1, w2, b2)]
     finally:

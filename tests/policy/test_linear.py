@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from headrace.policy.base import F64, Policy, Query
+from headrace.policy.checks import make_examples, make_query
+from headrace.policy.linear import LinTS, LinUCB
+from headrace.policy.ridge import Ridge
+
+RANDOM = np.random.default_rng(1)
+
+
+def batches(size: int, lengths: list[int]) -> list[tuple[F64, F64]]:
+    return [(RANDOM.standard_normal((n, size)), RANDOM.standard_normal(n)) for n in lengths]
+
+
+@pytest.mark.parametrize("lengths", [[1] * 60, [3, 1, 5], [40, 2, 40], [500]])
+def test_ridge_is_the_closed_form(lengths: list[int]) -> None:
+    """However the examples are grouped: rank 1, rank N, afresh."""
+    ridge = Ridge(20, ridge=2.0)
+    data = batches(20, lengths)
+    for x, r in data:
+        ridge.learn(x, r, np.ones(len(r), np.bool_))
+    x, r = np.vstack([x for x, _ in data]), np.concatenate([r for _, r in data])
+    a = 2 * np.eye(20) + x.T @ x
+    assert np.allclose(ridge.covariance, np.linalg.inv(a), atol=1e-10)
+    assert np.allclose(ridge.theta, np.linalg.solve(a, x.T @ r), atol=1e-10)
+    assert np.allclose(ridge.root() @ ridge.root().T, ridge.covariance, atol=1e-12)
+
+
+def test_a_correction_only_moves_the_moment() -> None:
+    ridge = Ridge(5, ridge=1.0)
+    x, r = batches(5, [10])[0]
+    ridge.learn(x, r, np.ones(10, np.bool_))
+    covariance, moment = ridge.covariance.copy(), ridge.moment.copy()
+    ridge.learn(x[:2], np.array([1.0, -0.5]), np.zeros(2, np.bool_))
+    assert np.array_equal(ridge.covariance, covariance)
+    assert np.allclose(ridge.moment, moment + x[0] - 0.5 * x[1])
+
+
+def test_drift_is_measured_and_ended() -> None:
+    ridge = Ridge(30, ridge=1.0, refactor_every=2_000)
+    one = np.ones(1, np.bool_)
+    for _ in range(1_998):
+        ridge.learn(RANDOM.standard_normal((1, 30)), np.zeros(1), one)
+    assert ridge.since == 1_998 and 0 < ridge.drift() < 1e-10  # rank-1 updates alone stay this close
+    ridge.covariance *= 1.001
+    assert np.isclose(ridge.drift(), 1e-3, rtol=0.1)
+    for _ in range(2):
+        ridge.learn(RANDOM.standard_normal((1, 30)), np.zeros(1), one)
+    assert ridge.since == 0 and ridge.drift() < 1e-10
+    assert np.isclose(ridge.largest_drift, 1e-3, rtol=0.1)
+
+
+def scores_of(policy: Policy, query: Query) -> F64:
+    return policy.distributions(query, np.full((len(query.states), 1), -1))[1]
+
+
+def test_linucb_is_theta_x_plus_alpha_widths() -> None:
+    policy = LinUCB(dim=6, contexts=2, alpha=0.7)
+    policy.learn(make_examples(policy, n=30))
+    query = make_query(policy)
+    x = policy._features.joint(query.states[:, None], query.contexts[:, None], query.items, query.scalars)
+    x = x.astype(np.float64)
+    width = np.sqrt(np.einsum("bnd,de,bne->bn", x, policy.regression.covariance, x))
+    assert np.allclose(scores_of(policy, query), x @ policy.regression.theta + 0.7 * width, atol=1e-4)
+
+
+def test_without_exploration_all_are_greedy_ridge() -> None:
+    """α = 0: LinUCB, Thompson sampling and θᵀx are one."""
+    ucb, ts = LinUCB(dim=6, alpha=0.0), LinTS(dim=6, alpha=0.0, draws=3)
+    for policy in (ucb, ts):
+        policy.learn(make_examples(policy, n=30))
+    query = make_query(ucb)
+    slates = ucb.decide(query, 4)
+    assert np.array_equal(slates.index, ts.decide(query, 4).index)
+    assert np.allclose(ucb.distributions(query, slates.index)[0], ts.distributions(query, slates.index)[0])
+
+
+def test_draws_are_from_the_posterior() -> None:
+    policy = LinTS(dim=4, alpha=0.5, draws=4_000, seed=3)
+    policy.learn(make_examples(policy, n=100))
+    draws = policy.serving()["weights"][1:].astype(np.float64)
+    directions = RANDOM.standard_normal((10, draws.shape[1]))
+    projected = draws @ directions.T
+    mean, variance = (
+        directions @ policy.regression.theta,
+        0.25 * np.einsum("id,de,ie->i", directions, policy.regression.covariance, directions),
+    )
+    assert np.all(np.abs(projected.mean(axis=0) - mean) < 5 * np.sqrt(variance / 4_000))
+    assert np.allclose(projected.var(axis=0), variance, rtol=0.15)
+
+
+def test_seed_and_examples_name_the_draws() -> None:
+    def draws(seed: int, n: int) -> F64:
+        policy = LinTS(dim=4, seed=seed)
+        policy.learn(make_examples(policy, n=n))
+        return policy.serving()["weights"]
+
+    assert np.array_equal(draws(1, 10), draws(1, 10))
+    assert not np.array_equal(draws(1, 10), draws(2, 10))
+
+
+def test_huge_numbers_are_refused() -> None:
+    policy = LinUCB(dim=4)
+    examples = make_examples(policy, n=3)
+    examples.rewards[1] = 1e9
+    with pytest.raises(ValueError, match="reward is beyond"):
+        policy.learn(examples)
+    assert policy.learned == 0 and not policy.regression.moment.any()
