@@ -79,7 +79,7 @@ def test_image_holds_every_room_and_runs_without_privileges() -> None:
     (uid,) = re.findall(r"useradd .*--uid (\d+)", dockerfile)
     assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["headrace"]
     pods = [m["spec"]["template"]["spec"] for m in manifests() if m["kind"] in ("Job", "Deployment", "StatefulSet")]
-    assert all(
-        pod["securityContext"] | {"runAsNonRoot": True, "runAsUser": int(uid)} == pod["securityContext"] for pod in pods
-    )
+    contexts = [pod["securityContext"] for pod in pods]
+    assert len(contexts) == 5
+    assert all(c["runAsNonRoot"] is True and c["runAsUser"] == int(uid) for c in contexts), contexts
     assert services()["worker"].environment["HEADRACE_DATA_DIR"] in dockerfile
