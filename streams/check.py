@@ -25,6 +25,8 @@ def check(settings: Settings, *, say: Say, complain: Say) -> bool:
         say(f"{key} = {value}")
     problems = 0
     for part, look in (("kafka", _kafka), ("topics", _topics), ("text encoder", _text), ("user encoder", _user)):
+        if part == "topics" and problems:
+            continue  # Kafka was not reached: the same line again
         found, well = look(settings)
         for problem in found:
             complain(f"{part}: {problem}")

@@ -74,10 +74,10 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float) -> int:
-    """SIGTERM, then SIGKILL after `grace_s`; returns the exit status."""
-    process.terminate()
-    try:
-        return process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+    """SIGTERM, then SIGKILL after `grace_s` (0: at once); returns the exit status."""
+    if grace_s:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(grace_s)
+    process.kill()
+    return process.wait()

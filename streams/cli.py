@@ -96,7 +96,7 @@ def broker(
 
     folder = data_dir or _settings(config, debug=debug).data_dir / "broker"
     stop = _stop_signal()
-    with Broker(folder, port=port) as node:
+    with Broker(folder, port=port, short_lived=False) as node:
         print(node.bootstrap, flush=True)
         while not stop.wait(0.2):
             if not node.running:

@@ -174,7 +174,11 @@ def _leaves(value: Any, key: tuple[str, ...], *, duration: bool = False) -> Iter
             yield from _leaves(masked(inner) if name == "kafka" else inner, (*key, name), duration=is_duration)
     elif isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, (*key, name))
+            if isinstance(inner, BaseModel):  # one line for each of many alike
+                table = ", ".join(f"{k[0]} = {v}" for k, v in _leaves(inner, ()))
+                yield (*key, name), f"{{{table}}}"
+            else:
+                yield from _leaves(inner, (*key, name))
     elif duration:
         yield key, f'"{_as_duration(value)}"'
     else:
