@@ -49,6 +49,30 @@ app.add_typer(export_app, name="export")
 
 
 @app.command()
+def demo(
+    seconds: Annotated[float, typer.Option("--seconds", metavar="N", help="How long the shop trades.")] = 60.0,
+    rate: Annotated[float, typer.Option("--rate", metavar="EVENTS_PER_S", help="Events a second.")] = 500.0,
+    bootstrap: Annotated[
+        str | None,
+        typer.Option("--bootstrap", metavar="HOST:PORT", help="A broker of yours; default: the embedded one."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Where report.html is written.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Watch it learn: an embedded broker, every role, and a simulated shop; ends with a summary and a report."""
+    from headrace.simulation.demo import run_demo
+    from headrace.streams import logs
+
+    logs.configure(debug=debug)
+
+    run_demo(seconds=seconds, rate=rate, bootstrap=bootstrap, report=report, as_json=as_json, config=config)
+
+
+@app.command()
 def run(
     role: Annotated[
         str, typer.Option("--role", help="ingest, catalogue, worker, learner (or several, with commas), or all.")
@@ -160,6 +184,26 @@ def check(config: Config = None, debug: Debug = False) -> None:
 
     if not look(_settings(config, debug=debug), say=print, complain=_complain):
         raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, typer.Option("--seconds", metavar="N", help="How long the shop trades.")] = 60,
+    rate: Annotated[float, typer.Option("--rate", metavar="EVENTS_PER_S", help="How much it trades.")] = 500,
+    bootstrap: Annotated[
+        str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="A Kafka of yours; default: an embedded one.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", metavar="DIR", help="Where the report goes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as one line of JSON, nothing else.")] = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Watch it learn: broker, all roles and a simulated shop, then a summary and a report with plots."""
+    from headrace.simulation.demo import run_demo
+    from headrace.streams import logs
+
+    logs.configure(debug=debug)
+    run_demo(seconds=seconds, rate=rate, bootstrap=bootstrap, report=report, as_json=as_json, config=config)
 
 
 @export_app.command("text")
