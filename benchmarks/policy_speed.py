@@ -1,6 +1,6 @@
 """How fast policies decide and learn, on one core: `python benchmarks/policy_speed.py` prints JSON and keeps it.
 
-Fixed seeds; medians of repeated runs, so that a neighbour on the machine does not decide the figure. BLAS is held to
+Fixed seeds; medians of the CPU time of one thread, so that a neighbour on the machine decides little. BLAS is held to
 one thread; that must be said before numpy is loaded, hence the order of imports.
 """
 # ruff: noqa: E402
@@ -34,9 +34,9 @@ def median_s(run: Callable[[], object], *, repeats: int = 40) -> float:
     run()
     taken = []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         run()
-        taken.append(time.perf_counter() - started)
+        taken.append(time.process_time() - started)
     return float(np.median(taken))
 
 
@@ -84,9 +84,9 @@ def training_figures() -> dict[str, float]:
         slowest = 0.0
         while first_id < until:
             examples = make_examples(policy, n=500, seed=first_id, first_id=first_id)
-            started = time.perf_counter()
+            started = time.process_time()
             policy.learn(examples)
-            slowest = max(slowest, time.perf_counter() - started)
+            slowest = max(slowest, time.process_time() - started)
             first_id += 500
         worst[f"{label}_s"] = slowest
     return worst
@@ -110,11 +110,11 @@ def behaviour_figures() -> dict[str, float]:
         popularity.learn(events)
         pairs.learn(events)
     some = [batch(500, 60 + i) for i in range(20)]
-    started = time.perf_counter()
+    started = time.process_time()
     for events in some:
         popularity.learn(events)
         pairs.learn(events)
-    learned = time.perf_counter() - started
+    learned = time.process_time() - started
     recent, candidates = drawn(64, 5), drawn(64, 120)
     return {
         "behaviour_events_per_s": 500 * len(some) / learned,

@@ -68,7 +68,7 @@ class NeuralLinear(Ranking):
 
     def prepare_to_learn(self) -> None:
         # By name: whoever only serves never loads torch, and the import contract of the worker can see that.
-        importlib.import_module(_TRAINING)
+        importlib.import_module(_TRAINING).warm_up()
 
     # -- learn --------------------------------------------------------------------------------------------------------
 

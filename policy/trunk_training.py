@@ -55,3 +55,10 @@ def train(
         "out": trained[2],
         "out_bias": trained[3],
     }
+
+
+def warm_up() -> None:
+    """Trains something tiny: torch loads more than a second's worth of itself at the first step of an optimiser."""
+    ones = np.ones((1, 1), np.float32)
+    weights = {"wide": ones, "state": ones, "bias": ones[0], "out": ones, "out_bias": ones[0]}
+    train(weights, np.ones(1), ones, ones, np.ones(1), seed=(0, 0), steps=1, batch=1)

@@ -119,6 +119,8 @@ def test_training_leaves_torch_as_it_was_and_gives_the_same_bits_on_any_thread_c
         for count in (1, 2):
             torch.set_num_threads(count)
             policy = small()
+            if count == 2:
+                policy.prepare_to_learn()
             learn(policy, batches=4)
             assert torch.get_num_threads() == count and policy._trainings == 1
             made.append(bits(policy))
