@@ -68,7 +68,6 @@ def demo(
     from headrace.streams import logs
 
     logs.configure(debug=debug)
-
     run_demo(seconds=seconds, rate=rate, bootstrap=bootstrap, report=report, as_json=as_json, config=config)
 
 
@@ -184,26 +183,6 @@ def check(config: Config = None, debug: Debug = False) -> None:
 
     if not look(_settings(config, debug=debug), say=print, complain=_complain):
         raise typer.Exit(1)
-
-
-@app.command()
-def demo(
-    seconds: Annotated[float, typer.Option("--seconds", metavar="N", help="How long the shop trades.")] = 60,
-    rate: Annotated[float, typer.Option("--rate", metavar="EVENTS_PER_S", help="How much it trades.")] = 500,
-    bootstrap: Annotated[
-        str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="A Kafka of yours; default: an embedded one.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option("--report", metavar="DIR", help="Where the report goes.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as one line of JSON, nothing else.")] = False,
-    config: Config = None,
-    debug: Debug = False,
-) -> None:
-    """Watch it learn: broker, all roles and a simulated shop, then a summary and a report with plots."""
-    from headrace.simulation.demo import run_demo
-    from headrace.streams import logs
-
-    logs.configure(debug=debug)
-    run_demo(seconds=seconds, rate=rate, bootstrap=bootstrap, report=report, as_json=as_json, config=config)
 
 
 @export_app.command("text")

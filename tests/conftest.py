@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from headrace.streams import topics
 from headrace.streams.broker import Broker
 from headrace.streams.settings import Settings
 
+INTEGRATION = Path(__file__).parent / "integration"
 T = TypeVar("T")
 _numbers = itertools.count(1)
 
@@ -25,6 +26,15 @@ class MakeSettings(Protocol):
 
 class WaitFor(Protocol):
     def __call__(self, condition: Callable[[], T], deadline: float = 20) -> T: ...
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI runs, everything is there: an integration test that is skipped tells of a missing part."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail") and INTEGRATION in item.path.parents:
+        report.outcome, report.longrepr = "failed", f"skipped where CI runs: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True)
