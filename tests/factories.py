@@ -49,7 +49,7 @@ def make_outcome(name: str = "r-1", *, position: int = 0, reward: float = 1.0, *
     """A click on one position; a unique outcome id unless `outcome_id` is given."""
     outcome = Outcome(
         recommendation_id=name,
-        outcome_id=f"click/{next(_serial)}",
+        outcome_id=f"made/{next(_serial)}",
         type="click",
         ts=T0 + 1_000,
         sent_ms=T0 + 1_000,
