@@ -41,7 +41,7 @@ from headrace.streams.supervise import Supervisor
 
 SPEED = 10_080.0  # a minute of the demo is a week of the shop
 _READY_S = 600.0  # with cold caches models are exported and 5,000 titles are encoded
-_SETTLED_S = 120.0
+_STUCK_S = 60.0  # without any progress while settling
 
 _log = logging.getLogger("headrace.demo")
 
@@ -176,9 +176,8 @@ def _wait_until_ready(roles: Supervisor, observer: Observer, shop: Shop, view: V
         if time.monotonic() - said >= 5:
             said = time.monotonic()
             waiting = roles.waiting_for()
-            view.say(
-                f"waiting for {', '.join(waiting) if waiting else 'vectors'}: {len(observer.encoded):,} of {shelf:,} items"
-            )
+            known = f"{len(observer.encoded):,} of {shelf:,} items have a vector"
+            view.say(f"waiting for {', '.join(waiting)}; {known}" if waiting else known)
         time.sleep(0.05)
 
 
@@ -186,17 +185,22 @@ def _settle(settings: Settings, shop: Shop, observer: Observer, roles: Superviso
     """Returns when the clock of every partition has passed the last window and every event has been seen."""
     closing = shop.settle(window_ms=settings.close_after_ms)
 
-    def settled() -> bool:
+    def settled() -> tuple[bool, int]:
+        """Whether all is done, and a number that grows while something is being done."""
         found = observer.progress()
         seen = tally.counted(found, "applied") + tally.counted(found, "duplicate") + observer.dead_letters
         clocks = [found[p].event_time for p in found]
-        return len(clocks) == settings.topics.interactions_partitions and min(clocks) >= closing and seen >= shop.sent
+        passed = len(clocks) == settings.topics.interactions_partitions and min(clocks) >= closing
+        return passed and seen >= shop.sent, seen + sum(clocks)
 
-    deadline = time.monotonic() + _SETTLED_S
-    while not settled():
+    done, before, moved = False, -1, time.monotonic()
+    while not done:
         roles.check()
-        if time.monotonic() > deadline:
-            _log.warning("not settled after %g s: the summary tells what was committed until now", _SETTLED_S)
+        done, now = settled()
+        if now != before:
+            before, moved = now, time.monotonic()
+        elif time.monotonic() - moved > _STUCK_S:
+            _log.warning("nothing moves any more: the summary tells what was committed until now")
             return
         time.sleep(0.1)
 

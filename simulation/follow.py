@@ -104,11 +104,12 @@ class Observer:
 
     def _on_item(self, message: Message) -> None:
         value, key = message.value(), message.key()
-        if value is not None and key is not None and decode_item(value).vector:
+        if value is not None and key is not None and not key.startswith(b"\0") and decode_item(value).vector:
             self.encoded.add(key.decode())
 
     def _on_version(self, message: Message) -> None:
-        if value := message.value():
+        value = message.value()
+        if value is not None and message.key() != kafka.FENCE_KEY:
             record = decode_policy_version(value)
             self.versions.append((int(time.time() * 1000), record.policy, record.version, record.offset))
 

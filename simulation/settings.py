@@ -54,7 +54,7 @@ class WorldSettings:
     pages: float = 4.0  # mean pages a session (geometric)
     page_gap_s: float = 300.0  # between two pages pass at least so many seconds, and as many again on average
     look: float = 0.5  # a page after the first shows the slate with this probability
-    search: float = 0.2  # an organic page is a search with this probability, else a view
+    search: float = 0.1  # an organic page is a search with this probability, else a view
     cart: float = 0.08  # a viewed item goes to the cart
     organic_purchase: float = 0.01  # a viewed item is bought, without any slate
     intent_views: float = 0.85  # an organic view stays with the session's intent

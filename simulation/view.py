@@ -40,7 +40,7 @@ class View:
 
     def say(self, line: str) -> None:
         self.end()
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def end(self) -> None:
         """Leaves the last picture standing."""

@@ -1,0 +1,107 @@
+"""The demo as a person starts it, in a smaller world: all roles, the embedded broker, planted faults, one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+pytestmark = pytest.mark.kafka
+
+DEMO = """
+import sys
+from pathlib import Path
+from headrace.simulation.demo import run_demo
+from headrace.simulation.settings import WorldSettings
+small = WorldSettings(items=400, arriving=60, users=250)
+run_demo(seconds={seconds}, rate=150, bootstrap={bootstrap!r}, report=Path("report"), as_json=True, world=small)
+"""
+KEYS = {
+    "seconds", "events_sent", "events_applied", "duplicates", "dead_letters", "planted", "recommendations",
+    "policy_versions", "freshness_ms", "outcome_to_policy_ms", "span", "arms",
+}  # fmt: skip
+
+
+def start(folder: Path, *, seconds: float, bootstrap: str | None = None) -> subprocess.Popen[str]:
+    code = DEMO.format(seconds=seconds, bootstrap=bootstrap)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def descendants(pid: int) -> set[int]:
+    """Living processes that descend from `pid`."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    found, grown = {pid}, True
+    while grown:
+        new = {child for child, parent in parents.items() if parent in found} - found
+        found |= new
+        grown = bool(new)
+    return found - {pid}
+
+
+def test_a_short_demo_accounts_for_every_event(tmp_path: Path) -> None:
+    out, said = start(tmp_path, seconds=12).communicate(timeout=240)
+    lines = out.splitlines()
+    assert len(lines) == 1, (out, said)
+    s: dict[str, Any] = json.loads(lines[0])
+
+    assert set(s) == KEYS and s["span"] == "last_third" and s["seconds"] == 12
+    # The process ended well, so each planted message was found by name: see tally.py.
+    assert s["events_sent"] == s["events_applied"] + s["duplicates"] + s["dead_letters"]
+    assert s["events_sent"] > 12 * 150
+    assert s["planted"]["duplicates"] == s["duplicates"] > 0
+    assert s["planted"]["rubbish"] == s["dead_letters"] > 0
+    assert s["planted"]["late"] > 0
+
+    assert s["recommendations"] > 300 and s["policy_versions"] > 3
+    assert set(s["arms"]) == {"policy", "item_to_item", "popular", "random", "oracle"}
+    for arm in s["arms"].values():
+        low, high = arm["ci95"]
+        assert arm["decisions"] > 0 and low <= arm["reward_per_decision"] <= high
+    assert s["arms"]["oracle"]["decisions"] == sum(a["decisions"] for n, a in s["arms"].items() if n != "oracle")
+    for times in (s["freshness_ms"], s["outcome_to_policy_ms"]):
+        assert 0 < times["p50"] <= times["p99"]
+
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "nothing is missing" in page and page.count("<svg") == 6
+    assert "the first recommendation came" in said
+    assert not list((tmp_path / ".headrace" / "demo").iterdir())  # nothing is left behind
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path: Path, bootstrap: str, wait_for: Any) -> None:
+    process = start(tmp_path, seconds=300, bootstrap=bootstrap)
+    assert process.stderr is not None
+    os.set_blocking(process.stderr.fileno(), False)
+    said = ""
+
+    def trading() -> bool:
+        nonlocal said
+        said += process.stderr.read() or ""  # type: ignore[union-attr]
+        assert process.poll() is None, said
+        return bool(re.search(r"^ +\d", said, re.MULTILINE))  # the first line of figures
+
+    wait_for(trading, deadline=180)
+    family = descendants(process.pid)
+    assert len(family) >= 4  # the roles
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    assert process.wait(timeout=30) != 0
+    assert time.monotonic() - begun < 20
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), deadline=10)
+    known = AdminClient({"bootstrap.servers": bootstrap})
+    wait_for(lambda: not [t for t in known.list_topics(timeout=5).topics if t.startswith("headrace-demo-")])
