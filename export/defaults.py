@@ -86,7 +86,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build(kind: str, name: str, folder: Path) -> None:
     command = [sys.executable, "-m", "headrace.export", kind, name, str(folder)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    # Threads that sleep while they wait: building beside a running broker must not take its cores, nor wait for them.
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
+    )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ArtifactError(f"the {kind} encoder {name!r} could not be built: {reason}")

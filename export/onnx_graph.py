@@ -71,8 +71,13 @@ def write_graph(
 
 
 def run_graph(path: Path, feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [np.asarray(output) for output in session.run(None, feeds)]
+    return [np.asarray(output) for output in open_graph(path).run(None, feeds)]
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # threads that spin are the slower the busier the machine is
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def check_parity(name: str, reference: NDArray[Any], got: NDArray[Any], *, tolerance: float) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headrace.export.artifact import SCHEMA, Manifest, file_digests, write_manifest, writing
 from headrace.export.names import GAP_BUCKETS, N_TYPE_CODES
-from headrace.export.onnx_graph import OPSET, check_parity, run_graph, write_graph
+from headrace.export.onnx_graph import OPSET, check_parity, open_graph, run_graph, write_graph
 from headrace.export.user_model import StepGraph, UserModel
 
 BATCHES = (8, 64)
@@ -116,9 +116,7 @@ def _steps(model: UserModel, vectors: Tensor, types: Tensor, gaps: Tensor) -> ND
 
 
 def _onnx_steps(graph: Path, feeds: dict[str, NDArray[np.float32]], batch: int, floats: int) -> NDArray[np.float32]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    session = open_graph(graph)
     cache = np.zeros((batch, floats), np.float32)
     states = []
     for event in range(feeds["vectors"].shape[1]):
