@@ -45,6 +45,8 @@ def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
             metrics.pending_capped.inc(amount)
         elif name[0] == "stale_triggers":
             metrics.stale_triggers.inc(amount)
+    for _ in effects.failed:
+        metrics.dead_letters.labels("interactions", "cannot_apply").inc()
     for sent_ms in effects.freshness:
         metrics.freshness.observe(max(0, now_ms - sent_ms) / 1000)
     for arm, p in effects.propensities:

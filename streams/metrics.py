@@ -100,3 +100,5 @@ class Metrics:
         ):
             for value in values:
                 family.labels(value)
+        if role == "worker":
+            self.dead_letters.labels("interactions", "cannot_apply")
