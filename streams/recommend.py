@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +18,7 @@ from headrace.streams.encoder import History, UserEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies, Served
 from headrace.streams.reasons import ANCHOR, Reasons
+from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.records import Context, Opened, Request, item_key
 from headrace.streams.scalars import scalars
 from headrace.streams.settings import Settings, duration_ms
@@ -27,6 +27,7 @@ from headrace.streams.texts import TextEncoder
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+_AT_ONCE = 128  # decisions described together: their features stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -57,44 +58,6 @@ class Decision:
     policy: str
     propensities: list[float]
     choices: int  # candidates of position 0: what 1/propensity is on average, if propensities are true
-
-
-class _Shown(msgspec.Struct):
-    item_id: str
-    position: int
-    score: float
-    propensity: float
-    explored: bool
-    reason: str
-
-
-class _Trigger(msgspec.Struct):
-    kind: str
-    id: str
-
-
-class _PolicyName(msgspec.Struct):
-    name: str
-    version: int
-    arm: str
-
-
-class Recommendation(msgspec.Struct):
-    """The message of the contract."""
-
-    recommendation_id: str
-    user_id: str
-    ts: int
-    placement: str
-    trigger: _Trigger
-    items: list[_Shown]
-    policy: _PolicyName
-    encoder_version: str
-    request_id: str | msgspec.UnsetType = msgspec.UNSET
-    schema: int = 1
-
-
-_encode_message = msgspec.json.Encoder().encode
 
 
 class Recommender:
@@ -131,16 +94,14 @@ class Recommender:
     def decide(self, asks: Sequence[Ask], *, now: int) -> list[Decision | None]:
         """Decisions in the order asked; None where an event's slate would be empty."""
         states = self._encode(asks)
-        groups: dict[tuple[str, int, bool], list[int]] = defaultdict(list)
-        for i, ask in enumerate(asks):
-            listed = ask.request is not None and ask.request.candidates is not None
-            groups[ask.arm, self._k(ask), listed].append(i)
         decisions: list[Decision | None] = [None] * len(asks)
-        for (arm, k, listed), members in groups.items():
-            group = [asks[i] for i in members]
-            served = self.policies.serving(arm)
-            for i, decision in zip(members, self._decide(group, states[members], served, k, listed, now), strict=True):
-                decisions[i] = decision
+        for listed in (False, True):
+            members = [i for i, ask in enumerate(asks) if _listed(ask) is listed]
+            for start in range(0, len(members), _AT_ONCE):
+                part = members[start : start + _AT_ONCE]
+                table = self._describe([asks[i] for i in part], states[part], listed, now)
+                for i, decision in zip(part, self._choose(table), strict=True):
+                    decisions[i] = decision
         return decisions
 
     def _k(self, ask: Ask) -> int:
@@ -181,49 +142,65 @@ class Recommender:
                     vectors[i] = self._asked[key]
         return vectors
 
-    def _decide(
-        self, asks: Sequence[Ask], states: F32, served: Served, k: int, listed: bool, now: int
-    ) -> list[Decision | None]:
+    def _describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int) -> _Table:
+        """Candidates and their features, whichever policy will decide."""
         items = self.items
-        history, recent, history_keys, codes = self._recent(asks)
+        history, recent, keys, codes = self._recent(asks)
         streams = np.array([ask.stream for ask in asks], np.uint64)
         if listed:
             rows, mask = self._listed(asks)
         else:
-            rows, mask = self._candidates.draw(history, self._latest_queries(asks), history_keys, streams)
+            rows, mask = self._candidates.draw(history, self._latest_queries(asks), keys, streams)
         self._exclude(asks, rows, mask, now)
         vectors = items.vectors[rows]
-        columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=history_keys)
-        contexts = self._context.encode([(ask.context, ask.placement) for ask in asks])
         query = Query(
             states=states,
-            contexts=contexts,
+            contexts=self._context.encode([(ask.context, ask.placement) for ask in asks]),
             keys=items.keys[rows],
             items=vectors,
-            scalars=columns,
+            scalars=scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys),
             mask=mask,
             streams=streams,
         )
-        slates = served.policy.decide(query, k)
-        sizes = (slates.index >= 0).sum(axis=1)
+        return _Table(asks, rows, query, history, codes, recent)
+
+    def _choose(self, table: _Table) -> list[Decision | None]:
+        """Each arm's policy takes its users' decisions; those of one policy and length are taken together."""
+        groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+        policies: dict[str, Served] = {}
+        for i, ask in enumerate(table.asks):
+            served = self.policies.serving(ask.arm)
+            policies[served.name] = served
+            groups[served.name, self._k(ask)].append(i)
+        decisions: list[Decision | None] = [None] * len(table.asks)
+        for (name, k), members in groups.items():
+            part = table if len(members) == len(table.asks) else table.take(members)
+            slates = policies[name].policy.decide(part.query, k)
+            for i, decision in zip(members, self._written(part, slates, policies[name]), strict=True):
+                decisions[i] = decision
+        return decisions
+
+    def _written(self, table: _Table, slates: Slates, served: Served) -> list[Decision | None]:
+        """Slates as messages and as records to learn from."""
+        items, query = self.items, table.query
+        sizes = (slates.index >= 0).sum(axis=1).tolist()
         chosen = np.maximum(slates.index, 0)
-        at = np.arange(len(asks))[:, None]
-        chosen_rows = rows[at, chosen]
+        at = np.arange(len(table.asks))[:, None]
+        rows = table.rows[at, chosen]
+        vectors, columns = query.items[at, chosen], query.scalars[at, chosen]
         reasons = self._reasons.of(
-            items, chosen_rows, vectors[at, chosen], columns[at, chosen], history, codes, recent, slates.explored
+            items, rows, vectors, columns, table.history, table.codes, table.recent, slates.explored
         )
+        names = items.ids
         picked = _Picked(
-            ids=[[items.ids[r] if r < len(items.ids) else "" for r in row] for row in chosen_rows.tolist()],
-            keys=items.keys[chosen_rows],
-            vectors=vectors[at, chosen].astype(np.float16),
-            scalars=columns[at, chosen],
-            contexts=contexts,
-            candidates=query.keys,
-            mask=mask,
+            ids=[[names[r] if r < len(names) else "" for r in row] for row in rows.tolist()],
+            keys=items.keys[rows],
+            vectors=vectors.astype(np.float16),
+            scalars=columns,
         )
         return [
-            self._decision(ask, i, int(sizes[i]), slates, served, states[i], picked, reasons[i])
-            for i, ask in enumerate(asks)
+            self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i])
+            for i, ask in enumerate(table.asks)
         ]
 
     def _recent(self, asks: Sequence[Ask]) -> tuple[I64, F32, NDArray[np.uint64], NDArray[np.uint8]]:
@@ -309,7 +286,7 @@ class Recommender:
         return consumed_ms + (self._rules[rule] or 0) > now
 
     def _decision(
-        self, ask: Ask, i: int, size: int, slates: Slates, served: Served, state: F32, picked: _Picked,
+        self, ask: Ask, i: int, size: int, slates: Slates, served: Served, query: Query, picked: _Picked,
         reasons: list[str],
     ) -> Decision | None:  # fmt: skip
         if not size and ask.request is None:
@@ -319,7 +296,7 @@ class Recommender:
         name = recommendation_name(ask.recommendation)
         explored = slates.explored[i, :size]
         shown = [
-            _Shown(item, position, score, p, e, reason)
+            ShownItem(item, position, score, p, e, reason)
             for position, (item, score, p, e, reason) in enumerate(
                 zip(
                     ids,
@@ -331,10 +308,10 @@ class Recommender:
                 )
             )
         ]
-        message = _encode_message(
+        message = encode_recommendation(
             Recommendation(
-                name, ask.user_id, ask.ts, ask.placement, _Trigger(ask.trigger_kind, ask.trigger_id), shown,
-                _PolicyName(served.name, served.version, ask.arm), self.encoder.version,
+                name, ask.user_id, ask.ts, ask.placement, Trigger(ask.trigger_kind, ask.trigger_id), shown,
+                PolicyName(served.name, served.version, ask.arm), self.encoder.version,
                 ask.request.request_id if ask.request else msgspec.UNSET,
             )
         )  # fmt: skip
@@ -344,22 +321,50 @@ class Recommender:
         opened = Opened(
             name, ask.user_id, ask.ts, ask.sent_ms, ask.placement, ask.arm, served.name, served.version,
             self.encoder.version,
-            ask.trigger_kind, ask.trigger_id, ids, propensities.tobytes(), state.tobytes(),
-            picked.contexts[i].tobytes(),
+            ask.trigger_kind, ask.trigger_id, ids, propensities.tobytes(), query.states[i].tobytes(),
+            query.contexts[i].tobytes(),
             picked.vectors[i, :size].tobytes(), picked.scalars[i, :size].tobytes(),
-            picked.candidates[i][picked.mask[i]].tobytes(), explored.astype(np.uint8).tobytes(),
+            query.keys[i][query.mask[i]].tobytes(), explored.astype(np.uint8).tobytes(),
         )  # fmt: skip
-        return Decision(message, opened, keys, served.name, propensities.tolist(), int(picked.mask[i].sum()))
+        return Decision(message, opened, keys, served.name, propensities.tolist(), int(query.mask[i].sum()))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Decisions to take, a row each: what a policy sees (`query`), and what it was made from."""
+
+    asks: Sequence[Ask]
+    rows: I64  # (B, n) candidates
+    query: Query
+    history: I64  # (B, RECENT) rows of the latest history entries
+    codes: NDArray[np.uint8]  # (B, RECENT) their event types
+    recent: F32  # (B, 5, d) vectors of the latest five
+
+    def take(self, members: list[int]) -> _Table:
+        q = self.query
+        query = Query(
+            states=q.states[members],
+            contexts=q.contexts[members],
+            keys=q.keys[members],
+            items=q.items[members],
+            scalars=q.scalars[members],
+            mask=q.mask[members],
+            streams=q.streams[members],
+        )
+        asks = [self.asks[i] for i in members]
+        return _Table(asks, self.rows[members], query, self.history[members], self.codes[members], self.recent[members])
 
 
 @dataclass(frozen=True)
 class _Picked:
-    """What was chosen, as arrays over the batch."""
+    """What was chosen, by decision and position."""
 
     ids: list[list[str]]
     keys: NDArray[np.uint64]
     vectors: NDArray[np.float16]
     scalars: F32
-    contexts: F32
-    candidates: NDArray[np.uint64]
-    mask: NDArray[Any]
+
+
+def _listed(ask: Ask) -> bool:
+    """Whether the request brings its own candidates."""
+    return ask.request is not None and ask.request.candidates is not None
