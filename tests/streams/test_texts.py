@@ -43,7 +43,7 @@ def alone(encoder: TextEncoder) -> list[bytes]:
     return [encoder.encode([title]).tobytes() for title in TITLES]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(picks=st.lists(st.integers(0, len(TITLES) - 1), min_size=1, max_size=25), threads=st.sampled_from([1, 2]))
 def test_a_vector_does_not_depend_on_its_batch(alone: list[bytes], picks: list[int], threads: int) -> None:
     encoder = _ENCODERS.setdefault(threads, TextEncoder(ensure_text(), threads=threads))
@@ -52,6 +52,17 @@ def test_a_vector_does_not_depend_on_its_batch(alone: list[bytes], picks: list[i
 
 
 _ENCODERS: dict[int, TextEncoder] = {}
+
+
+@pytest.mark.parametrize("n_words", [2, 9, 25])
+def test_every_number_of_rows_gives_the_same_bits(encoder: TextEncoder, n_words: int) -> None:
+    """43 texts of one length fill the largest batch, a middle one and small ones."""
+    words = "red tea cup shoe bag lamp desk pen coat ring sofa bike".split()
+    texts = [" ".join(words[(i * j + i) % len(words)] for j in range(n_words)) for i in range(43)]
+    together = encoder.encode(texts)
+    for i in (0, 31, 32, 39, 40, 42):
+        assert encoder.encode(texts[i : i + 1])[0].tobytes() == together[i].tobytes()
+    assert encoder.encode(texts[20:30]).tobytes() == together[20:30].tobytes()
 
 
 def test_rows_are_unit_and_mean_what_they_say(encoder: TextEncoder) -> None:
