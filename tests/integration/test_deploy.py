@@ -280,6 +280,7 @@ def test_every_rule_and_panel_returns_data(
 
     def answered() -> bool:
         assert shop.error is None, shop.error
+        assert prometheus.values('headrace_dead_letters_total{reason="cannot_apply"} > 0') == [], compose.log("worker")
         for name in [name for name, query in missing.items() if finite(prometheus.values(query))]:
             del missing[name]
         return not missing
