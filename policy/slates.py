@@ -20,14 +20,14 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ALMOST_ONE = np.nextafter(1.0, 0.0)
 
 
-def uniforms(streams: U64, draw: int) -> F64:
+def uniforms(streams: U64, draw: int | I64) -> F64:
     """Draw number `draw` of each stream, in [0, 1): a function of (stream, draw) alone. Shape of `streams`.
 
     SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) is counter-based: output j mixes seed + (j + 1)·γ. The stream is
     mixed first, so that neighbouring streams do not overlap.
     """
     with np.errstate(over="ignore"):
-        bits = _mix(_mix(streams) + np.uint64(draw + 1) * _GAMMA)
+        bits = _mix(_mix(streams) + np.asarray(draw + 1, np.uint64) * _GAMMA)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -204,10 +204,11 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
     index = np.full((len(mask), k), -1, np.int64)
     propensities = np.zeros((len(mask), k))
     explored = np.zeros((len(mask), k), np.bool_)
+    draws = uniforms(streams[None, :], np.arange(k)[:, None])
     for j in range(min(k, int(left.count.max(initial=0)))):
         alive = rows[left.count[rows] > 0]
         n_left = np.maximum(left.count, 1)
-        u = uniforms(streams, j)
+        u = draws[j]
         by_policy = choice.pick(np.minimum(u / (1 - floor), _ALMOST_ONE))
         rank = np.maximum((u - (1 - floor)) / floor * n_left, 0).astype(np.int64)
         chosen = np.where(u < 1 - floor, by_policy, left.nth(np.minimum(rank, n_left - 1)))
