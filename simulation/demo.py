@@ -246,7 +246,8 @@ def _check_accounts(run: pages.Run, settings: Settings) -> None:
 def _delete_topics(settings: Settings) -> None:
     """On a broker of the user's own nothing stays behind."""
     names = [topic.name for topic in topics.table(settings)]
-    for future in kafka.admin(settings).delete_topics(names).values():
+    client = kafka.admin(settings)  # to be held until the answers are there
+    for future in client.delete_topics(names, operation_timeout=10).values():
         try:
             future.result()
         except Exception as error:
