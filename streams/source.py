@@ -93,6 +93,8 @@ class Source:
         decoder = Decoder(settings, unknown=lambda topic, n: self._unknown.update({topic: n}))
         self._decode = _decoding(decoder, topic)
         self._ticks = topic == "events"
+        self._linger_ms = settings.ingest.linger
+        self._begun_ms = 0
         self._queue: list[Message] = []
         self._wake = threading.Condition()
         self._caught_up = False
@@ -177,6 +179,13 @@ class Source:
                 self._wake.wait(min(wait_ms / 1_000, 60))
             if not self._queue:
                 return None
+            # Each transaction and each record costs every role the same, however little is in it.
+            while len(self._queue) < _AT_ONCE and not self._stopping:
+                early_ms = self._begun_ms + self._linger_ms - _now_ms()
+                if early_ms <= 0:
+                    break
+                self._wake.wait(early_ms / 1_000)
+            self._begun_ms = _now_ms()
             messages, self._queue = self._queue[:_AT_ONCE], self._queue[_AT_ONCE:]
             return messages
 
