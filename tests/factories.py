@@ -90,7 +90,7 @@ def make_transitions(*records: Transition, tick: bool = False, offset: int = 0) 
 def make_log(seed: int, *, messages: int, repeats: float = 0.02, **shape: int) -> list[Transitions]:
     """A plausible log: decisions opened, seen, clicked, bought, returned, closed each way; browsing, erasures, ticks.
 
-    `shape` goes to make_opened. A share `repeats` of the messages repeats an earlier record, as no healthy worker would.
+    `shape` goes to make_opened. A share `repeats` of the messages repeats a record, as no healthy worker would.
     """
     shop = _Shop(seed, shape)
     return [shop.message(offset, repeats) for offset in range(messages)]
