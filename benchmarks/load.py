@@ -1,6 +1,7 @@
 """The standard load: every speed figure of headrace is measured with it.
 
-Zipf (exponent 1) over 100,000 users and 20,000 items in 200 categories; of the events 60 % views, 25 % clicks, 10 % carts,
+Zipf (exponent 1) over 100,000 users and 20,000 items in 200 categories; of the events 60 % views, 25 % clicks, 10 %
+carts,
 5 % purchases, each making its user due; slates of 10 from 120 candidates, histories of 50. Fixed seed.
 """
 
@@ -35,7 +36,8 @@ def settings_of(data_dir: str, bootstrap: str, **more: Any) -> Settings:
 
 
 def item_messages() -> Iterator[tuple[str, bytes]]:
-    """(item_id, JSON). Vectors of the shop's own, around their category's: 20,000 texts would take a minute to encode."""
+    """(item_id, JSON). Vectors of the shop's own, around their category's: 20,000 texts would take a minute to
+    encode."""
     rng = np.random.default_rng(SEED)
     centres = rng.standard_normal((CATEGORIES, 64))
     for i in range(ITEMS):

@@ -1,6 +1,7 @@
 """The usual Faust app doing the same work: one event at a time, a table, a send. Run by benchmarks/standard_load.py.
 
-It gets headrace's own state format, encoder, candidates, policy and message, so that only the way of working differs. It
+It gets headrace's own state format, encoder, candidates, policy and message, so that only the way of working
+differs. It
 promises less: at-least-once, no outcomes, no propensities remembered, nothing learned.
 """
 

@@ -9,6 +9,7 @@ are given to popular and random ones. All is drawn from the decision's own rando
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ class Candidates:
                 asked[i, : len(found)] = found
         pool = items.pool()
         popular = self._policies.popular_rows()
-        parts = [
+        parts: list[NDArray[Any]] = [
             near,
             following,
             asked,

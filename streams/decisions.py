@@ -137,7 +137,7 @@ class Decisions:
                 notes = self._notes(state, decision.recommendation)
                 notes.rewards[credit.position] = notes.rewards.get(credit.position, 0.0) - taken
         outcome = Outcome(
-            recommendation_name(credit.recommendation), f"{event.type}/{event.event_id}", event.type, event.ts, event.sent_ms,
+            recommendation_name(credit.recommendation), _outcome_id(event), event.type, event.ts, event.sent_ms,
             [credit.position], -taken, event.value, event.quantity, "id", self._version, event.user_id, arm, opened_ts,
         )  # fmt: skip
         return outcome, "id"
@@ -146,7 +146,7 @@ class Decisions:
         self, state: UserState, event: Event, decision: OpenDecision, positions: list[int], reward: float, matched: str
     ) -> Outcome:
         return Outcome(
-            recommendation_name(decision.recommendation), f"{event.type}/{event.event_id}", event.type, event.ts, event.sent_ms,
+            recommendation_name(decision.recommendation), _outcome_id(event), event.type, event.ts, event.sent_ms,
             positions, reward, event.value, event.quantity, matched, self._version, event.user_id,
             self._arm(decision), decision.ts,
         )  # fmt: skip
@@ -233,3 +233,7 @@ def _reward(rule: EventType, event: Event) -> float:
     quantity = 1.0 if event.quantity is None else event.quantity
     factor = {"one": 1.0, "value": value, "quantity": quantity, "value_quantity": value * quantity}[rule.times]
     return rule.reward * factor
+
+
+def _outcome_id(event: Event) -> str:
+    return f"{event.type}/{event.event_id}"

@@ -51,8 +51,8 @@ def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
         metrics.freshness.observe(max(0, now_ms - sent_ms) / 1000)
     for arm, p in effects.propensities:
         metrics.propensity.labels(arm).observe(p)
-    for (arm, kind), amount in effects.calibration.items():
-        (metrics.calibration_expected if kind == "expected" else metrics.calibration_observed).labels(arm).inc(amount)
+    for (arm, kind), total in effects.calibration.items():
+        (metrics.calibration_expected if kind == "expected" else metrics.calibration_observed).labels(arm).inc(total)
     for arm, reward in effects.rewards.items():
         if reward >= 0:
             metrics.reward.labels(arm).inc(reward)

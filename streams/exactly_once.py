@@ -57,7 +57,13 @@ class Owner(Protocol):
         ...
 
 
-class PartitionedStore(memory.Store):
+def owner_of(app: Any) -> Owner:
+    """The worker that an app belongs to: it sets `app.headrace`."""
+    owner: Owner = app.headrace
+    return owner
+
+
+class PartitionedStore(memory.Store[Any, Any]):
     """One dictionary a partition, so that a revoked partition's state goes as a whole. Standbys fill it through
     Faust."""
 
@@ -78,7 +84,7 @@ class PartitionedStore(memory.Store):
             del self.partitions[partition]
 
 
-class UsersTable(Table):  # type: ignore[misc]
+class UsersTable(Table[Any, Any]):
     """A Faust table whose changelog is written by the partition's transaction, never by Faust."""
 
     def _new_store(self) -> PartitionedStore:
@@ -90,7 +96,7 @@ class UsersTable(Table):  # type: ignore[misc]
     on_key_del = on_key_set  # type: ignore[assignment]
 
 
-class BulkRecovery(Recovery):  # type: ignore[misc]
+class BulkRecovery(Recovery):
     """Faust's own waits for a record at high watermark - 1, which is a transaction's marker: it would never end.
 
     The owner reads the committed changelog at confluent-kafka's speed; then Faust is told that it is done.
@@ -100,7 +106,7 @@ class BulkRecovery(Recovery):  # type: ignore[misc]
         await super()._build_offsets(consumer, tps, destination, title)
         if title != "active" or not tps:
             return
-        owner: Owner = self.app.headrace
+        owner = owner_of(self.app)
         loop = asyncio.get_running_loop()
         try:
             started = time.monotonic()
@@ -116,15 +122,15 @@ class BulkRecovery(Recovery):  # type: ignore[misc]
             destination[tp] = max(destination[tp], self.active_highwaters[tp])
 
 
-class Tables(TableManager):  # type: ignore[misc]
+class Tables(TableManager):
     @property
-    def recovery(self) -> BulkRecovery:
+    def recovery(self) -> Recovery:
         if self._recovery is None:
             self._recovery = BulkRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
         return self._recovery
 
 
-class _ReadCommittedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+class _ReadCommittedThread(driver.AIOKafkaConsumerThread):
     """Faust reads uncommitted records outside its own exactly_once: standbys would apply what was aborted."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -133,14 +139,14 @@ class _ReadCommittedThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         def create(**options: Any) -> Any:
             return original(**{**options, "isolation_level": "read_committed", "fetch_max_wait_ms": 100})
 
-        driver.aiokafka.AIOKafkaConsumer = create
+        aiokafka.AIOKafkaConsumer = create  # the driver looks the class up by this name
         try:
             return super()._create_worker_consumer(transport)
         finally:
-            driver.aiokafka.AIOKafkaConsumer = original
+            aiokafka.AIOKafkaConsumer = original
 
 
-class _AppliedOffsetConsumer(driver.Consumer):  # type: ignore[misc]
+class _AppliedOffsetConsumer(driver.Consumer):
     """Every transaction leaves a marker, so every second offset is a gap to Faust, and its book of gaps is quadratic.
 
     What is applied is in our changelog; what Faust commits is for lag alone.
@@ -153,7 +159,7 @@ class _AppliedOffsetConsumer(driver.Consumer):  # type: ignore[misc]
         return None
 
     def _new_offset(self, tp: Any) -> int | None:
-        owner: Owner = self.app.headrace
+        owner = owner_of(self.app)
         if tp.topic != owner.interactions:
             return None
         self._acked[tp].clear()
@@ -161,5 +167,5 @@ class _AppliedOffsetConsumer(driver.Consumer):  # type: ignore[misc]
         return None if applied is None else applied + 1
 
 
-class Transport(driver.Transport):  # type: ignore[misc]
+class Transport(driver.Transport):
     Consumer = _AppliedOffsetConsumer

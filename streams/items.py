@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime  # noqa: F401  # loaded after usearch (2.26), its start crashes the process
@@ -45,8 +46,8 @@ class ItemStore:
         self._pool: NDArray[np.int64] | None = None
 
     def _allocate(self, capacity: int) -> None:
-        def grown(name: str, shape: tuple[int, ...], dtype: type, fill: float = 0) -> None:
-            new = np.full(shape, fill, dtype)
+        def grown(name: str, shape: tuple[int, ...], dtype: type[Any], fill: float = 0) -> None:
+            new: NDArray[Any] = np.full(shape, fill, dtype)
             if self._size:
                 new[: self._size] = getattr(self, name)[: self._size]
             setattr(self, name, new)

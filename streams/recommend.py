@@ -80,7 +80,8 @@ class Recommender:
     def text_vector(self, text: str) -> bytes:
         """A query or comment in the state's space: float16 (d,)."""
         vector = self.encoder.project(self.texts.encode_one(text)[None, :])[0]
-        return vector.astype(np.float16).tobytes()
+        packed: bytes = vector.astype(np.float16).tobytes()
+        return packed
 
     def evict(self, user: str) -> None:
         self.encoder.evict(user)
@@ -112,7 +113,7 @@ class Recommender:
     def _encode(self, asks: Sequence[Ask]) -> F32:
         """User states (B, d); users with several asks are encoded once."""
         place: dict[str, int] = {}
-        histories = []
+        histories: list[History] = []
         self._asked.clear()
         for ask in asks:
             if ask.user_id in place:

@@ -62,7 +62,7 @@ class Ingest(Section):
     batch_bytes: int = Field(524_288, ge=4_096)  # a micro-batch is split at this size
     buffer_bytes: int = Field(33_554_432, ge=1_048_576)  # at most this much is read ahead
     tick: Duration = 250
-    linger: Duration = 10  # from one transaction's begin to the next: fewer and larger micro-batches, for so much freshness
+    linger: Duration = 10  # from one transaction to the next: larger micro-batches, for so much freshness
     idle_after: Duration = duration_ms("2s")  # a source partition silent for so long holds no watermark back
     max_ahead: Duration = duration_ms("5m")
 

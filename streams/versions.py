@@ -1,6 +1,7 @@
 """Policy versions as the learner publishes and the worker serves them: which part, which arrays, which policy.
 
-Parts: a learned policy by its name (`neural_linear`), the behaviour models by shard (`popularity/3`, `co_occurrence/17`).
+Parts: a learned policy by its name (`neural_linear`), the behaviour models by shard (`popularity/3`,
+`co_occurrence/17`).
 """
 
 from __future__ import annotations

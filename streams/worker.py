@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import faust
 import msgspec
@@ -65,7 +65,7 @@ class Worker:
         metrics.encoder_info.labels(models.encoder.version).set(1)
         metrics.text_encoder_info.labels(models.recommender.texts.version).set(1)
         self.app = self._faust_app()
-        self._store: PartitionedStore = self._users.data
+        self._store = cast(PartitionedStore, self._users.data)
         self._recovered = False
         self._cache_counts = (0, 0)
         self._started_ms = time.time() * 1000
@@ -77,7 +77,7 @@ class Worker:
         slot = claim(settings, "worker")
         folder = settings.data_dir / "faust" / slot.name
         folder.mkdir(parents=True, exist_ok=True)
-        app = faust.App(
+        app: Any = faust.App(
             settings.topics.prefix + "worker",
             broker=f"kafka://{settings.bootstrap}",
             store="memory://",
@@ -99,7 +99,7 @@ class Worker:
         )
         app.headrace = self
         app.transport = Transport(app.conf.broker_consumer, app)
-        raw = faust.Schema(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        raw: Any = faust.Schema(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
         partitions = settings.topics.interactions_partitions
         changelog = app.topic(self._changelog, schema=raw, partitions=partitions, internal=True)
         self._users = UsersTable(
