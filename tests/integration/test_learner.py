@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.export.artifact import MANIFEST, SCHEMA, Manifest
 from headrace.streams import kafka, topics
+from headrace.streams.broker import Broker
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.learner import Session
 from headrace.streams.metrics import Metrics
@@ -102,41 +103,58 @@ def test_an_outcome_is_in_a_committed_version_within_a_second(settings: MakeSett
 
 
 @pytest.mark.crash
-def test_killed_it_ends_bit_for_bit_where_a_fresh_learner_ends(
-    settings: MakeSettings, wait_for: WaitFor, tmp_path: Path
-) -> None:
-    """Real processes, kill -9 in the middle of training a network; a fresh one reads the same messages."""
+def test_killed_it_ends_bit_for_bit_where_a_fresh_learner_ends(tmp_path: Path, wait_for: WaitFor) -> None:
+    """Real processes, a network trained on the way; kill -9 of the learner, then of the broker."""
     manifest = Manifest(
         kind="user", schema=SCHEMA, source="a test", dims={"state": DIM}, pooling="", opset=0, files={}, parity={}
     )
     (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-    common: dict[str, Any] = {"encoder": {"artifact": str(tmp_path)}, "learner": {"open_decisions": 300}}
     log = make_log(1, messages=900, d=DIM, c=1, k=30)
     last = [*log[600:], shown("the-last"), *[make_transitions(tick=True)] * 40]
-    killed, fresh = settings(**common), settings(**common)
+    with Broker(tmp_path / "broker") as broker:
 
-    def learned(mine: Settings, offset: int) -> bool:
-        versions = latest(mine)
-        return "neural_linear" in versions and versions["neural_linear"].offset >= offset
+        def make(name: str) -> Settings:
+            made = Settings(
+                data_dir=tmp_path / name,
+                kafka={"bootstrap.servers": broker.bootstrap},
+                topics={"prefix": f"{name}."},
+                metrics={"port": 0},
+                encoder={"artifact": str(tmp_path)},
+                learner={"open_decisions": 300},
+            )
+            topics.create(made)
+            return made
 
-    with Supervisor(killed, ["learner"]) as running, Supervisor(fresh, ["learner"]) as reference:
-        wait_for(lambda: running.ready() and reference.ready(), 60)
-        produce(killed, log[:300])
-        wait_for(lambda: learned(killed, 200), 30)
-        produce(killed, log[300:600])
-        os.kill(running.pids()["learner"], signal.SIGKILL)
-        produce(killed, last)
-        produce(fresh, log[:600] + last)
-        wait_for(lambda: learned(killed, 900) and learned(fresh, 900), 60)
-        wait_for(lambda: digests(killed) == digests(fresh), 20)
-        assert running.restarts() == {"learner": 1}
-    version = latest(killed)["neural_linear"]
-    assert version.meta["trainings"] and version.meta == latest(fresh)["neural_linear"].meta
-    assert len(digests(fresh)) > 50
-    issued: dict[tuple[str, int], set[str]] = {}
-    for mine in (killed, fresh):
-        for version in published(mine):
-            issued.setdefault((version.part, version.version), set()).add(version.sha256)
+        def learned(mine: Settings, offset: int) -> bool:
+            versions = latest(mine)
+            return "neural_linear" in versions and versions["neural_linear"].offset >= offset
+
+        killed, fresh = make("killed"), make("fresh")
+        with Supervisor(killed, ["learner"]) as running, Supervisor(fresh, ["learner"]) as reference:
+            wait_for(lambda: running.ready() and reference.ready(), 60)
+            produce(killed, log[:300])
+            wait_for(lambda: learned(killed, 200), 30)
+            produce(killed, log[300:500])
+            os.kill(running.pids()["learner"], signal.SIGKILL)
+            wait_for(lambda: learned(killed, 450), 60)
+            produce(killed, log[500:600])
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGKILL)
+            wait_for(lambda: not broker.running)
+            broker.start()
+            produce(killed, last)
+            produce(fresh, log[:600] + last)
+            wait_for(lambda: learned(killed, 900) and learned(fresh, 900), 60)
+            wait_for(lambda: digests(killed) == digests(fresh), 20)
+            assert running.restarts()["learner"] >= 1
+        version = latest(killed)["neural_linear"]
+        assert version.meta["trainings"]
+        assert version.meta == latest(fresh)["neural_linear"].meta
+        assert len(digests(fresh)) > 50
+        issued: dict[tuple[str, int], set[str]] = {}
+        for mine in (killed, fresh):
+            for version in published(mine):
+                issued.setdefault((version.part, version.version), set()).add(version.sha256)
     assert all(len(bits) == 1 for bits in issued.values()), "no version twice with other bits, whoever issued it"
 
 
