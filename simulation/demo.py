@@ -227,7 +227,7 @@ def _tell(console: Console, run: pages.Run) -> None:
         highlight=False,
     )
     for what, planted, found in run.planted:
-        if planted != found:
+        if planted != found and not what.startswith("rubbish: "):
             console.print(f"planted {what}: {found} of {planted} found", style="bold red", highlight=False)
     for note in run.missing[:10]:
         console.print(f"  {note}", highlight=False)

@@ -27,7 +27,7 @@ TERMS = (
     ("policy", "the arm that learns. It sees the user's state, the item and what is known of both."),
     ("item to item", "a control: what others viewed or bought after the user's latest items. It keeps learning, too."),
     ("popular", "a control: what the whole shop likes now."),
-    ("random", "a control: any items."),
+    ("random", "a control: any of the same candidates that the other arms choose from, all alike."),
     (
         "oracle",
         "no arm: what the best slate would have been expected to earn, which only the simulated world knows. It reads"
@@ -81,7 +81,7 @@ def render(run: Run) -> str:
         throughput=plots.throughput(run.sent_per_second, run.slates_per_second),
         versions=plots.versions(run.versions),
         accounts=_accounts(run),
-        planted=_planted(run),
+        **_planted(run),
         terms="".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in TERMS),
         settings="".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in run.settings),
     )
@@ -144,13 +144,16 @@ def _accounts(run: Run) -> str:
     )
 
 
-def _planted(run: Run) -> str:
-    rows = []
+def _planted(run: Run) -> dict[str, str]:
+    """Rows of the table, and rows of the kinds of rubbish, which stand in a fold of their own."""
+    rows: list[str] = []
+    kinds: list[str] = []
     for what, planted, found in run.planted:
         mark = '<td class="good">all</td>' if planted == found else f'<td class="bad">{planted - found:,} missing</td>'
-        rows.append(f"<tr><td>{escape(what)}</td><td>{planted:,}</td><td>{found:,}</td>{mark}</tr>")
+        row = f"<tr><td>{escape(what.removeprefix('rubbish: '))}</td><td>{planted:,}</td><td>{found:,}</td>{mark}</tr>"
+        (kinds if what.startswith("rubbish: ") else rows).append(row)
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.missing[:20])
-    return "".join(rows) + (f'<tr><td colspan="4"><ul>{notes}</ul></td></tr>' if notes else "")
+    return {"planted": "".join(rows), "kinds": "".join(kinds), "notes": f"<ul>{notes}</ul>" if notes else ""}
 
 
 def _name(arm: str) -> str:

@@ -113,14 +113,16 @@ def _courses(settings: Settings, shop: Shop, decided: Sequence[Decided]) -> dict
 
 
 def _planted(shop: Shop, tally: Tally) -> list[tuple[str, int, int]]:
-    planted, missing = shop.planted, tally.found
-    rows = [("duplicates", len(planted.duplicates), missing.duplicates)]
-    kinds = Counter(piece.kind for piece in planted.rubbish)
-    lost = Counter(missing.lost_rubbish)
-    rows += [(f"rubbish: {kind}", count, count - lost[kind]) for kind, count in sorted(kinds.items())]
-    rows.append(("late views", len(planted.late), missing.late))
-    rows.append(("late clicks", len(planted.late_outcomes), missing.late_outcomes))
-    return rows
+    """What was planted, how often, and how often it was found; rubbish by its kinds, too."""
+    planted, found = shop.planted, tally.found
+    kinds, lost = Counter(piece.kind for piece in planted.rubbish), Counter(found.lost_rubbish)
+    return [
+        ("duplicates", len(planted.duplicates), found.duplicates),
+        ("late views", len(planted.late), found.late),
+        ("late clicks", len(planted.late_outcomes), found.late_outcomes),
+        (f"rubbish of {len(kinds)} kinds", len(planted.rubbish), found.rubbish),
+        *((f"rubbish: {kind}", count, count - lost[kind]) for kind, count in sorted(kinds.items())),
+    ]
 
 
 def _numbers(users: Any) -> NDArray[np.int64]:

@@ -46,7 +46,7 @@ def make_run(**changes: Any) -> report.Run:
         "sent_per_second": np.full(20, 500.0),
         "slates_per_second": np.full(20, 300.0),
         "versions": [(s / 4, s) for s in range(80)],
-        "planted": [("duplicates", 100, 100), ("rubbish", 50, 49)],
+        "planted": [("duplicates", 100, 100), ("rubbish of 2 kinds", 50, 49), ("rubbish: NaN", 25, 24)],
         "missing": ["rubbish (<b>) at 0@17: no dead letter"],
         "settings": [("users", "2,000")],
     }
