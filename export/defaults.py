@@ -86,8 +86,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build(kind: str, name: str, folder: Path) -> None:
     command = [sys.executable, "-m", "headrace.export", kind, name, str(folder)]
-    # Threads that sleep while they wait: building beside a running broker must not take its cores, nor wait for them.
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    # One thread: a sum split among threads has other last bits, and two machines are to build the same default encoder.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
     )
