@@ -25,7 +25,7 @@ def scalars(
 ) -> F32:
     """float32 (B, n, m).
 
-    `rows` (B, n) and `vectors` (B, n, d) are the candidates; `history` (B, h) rows of the latest entries, `recent` (B, 5, d)
+    `rows` (B, n) and `vectors` (B, n, d) are the candidates; `history` (B, h) are rows and `recent` (B, 5, d)
     vectors of the latest five, `keys` (B, h) their item keys. All latest first.
     """
     out = np.zeros((*rows.shape, len(SCALARS)), np.float32)
