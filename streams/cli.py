@@ -207,7 +207,7 @@ def export_user(
         Path | None, typer.Option("--titles", metavar="FILE.txt", help="Your items' titles, one a line.")
     ] = None,
     model: Annotated[str, typer.Option("--model", help="The text model it will meet.")] = _TEXT_MODEL,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 240,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
