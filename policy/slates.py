@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from headrace.policy.base import F32, F64, I64, U64, Bool, Slates
+from headrace.policy.few import FEW, EvenRow, GreedyRow, RowChoice, VotesRow, sample_few
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ALMOST_ONE = np.nextafter(1.0, 0.0)
@@ -60,6 +61,10 @@ class Choice(Protocol):
         """Takes candidate `gone[i]` out of row `rows[i]`."""
         ...
 
+    def by_row(self) -> list[RowChoice] | None:
+        """Each row as plain Python, before anything is removed; None where whole batches are the only way."""
+        ...
+
 
 class Greedy:
     """All of π on the largest score; ties go to the lowest index."""
@@ -85,6 +90,9 @@ class Greedy:
     def remove(self, rows: I64, gone: I64) -> None:
         self._scores[rows, gone] = -np.inf
         self._top = self._scores.argmax(axis=1)
+
+    def by_row(self) -> list[RowChoice] | None:
+        return [GreedyRow(scores) for scores in self._scores]
 
 
 class Votes:
@@ -133,6 +141,9 @@ class Votes:
         self._top.ravel()[again] = top
         np.add.at(self._counts, self._start[again // self._draws] + top, 1)
 
+    def by_row(self) -> list[RowChoice] | None:
+        return [VotesRow(scores, top) for scores, top in zip(self._by_row, self._top.tolist(), strict=True)]
+
 
 class Softmax:
     """Boltzmann: π(a) = exp(l_a) / Σ exp(l); equal logits make it uniform."""
@@ -168,6 +179,10 @@ class Softmax:
         self._logits[rows, gone] = -np.inf
         self._weigh()
 
+    def by_row(self) -> list[RowChoice] | None:
+        even = ((self._weights == 1) | (self._weights == 0)).all()
+        return [EvenRow(weights > 0) for weights in self._weights] if even else None
+
 
 class _Left:
     """The candidates left in each row: the r-th one, and taking one out, cost the same for every n."""
@@ -199,12 +214,14 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
 
     `mask` (B, n) and `scores` (B, n) are those of the candidates; draw j of a row's stream decides its position j.
     """
+    draws = uniforms(streams[None, :], np.arange(k)[:, None])
+    if len(mask) <= FEW and (few := choice.by_row()) is not None:
+        return sample_few(few, mask, scores, k, floor=floor, draws=draws)
     rows = np.arange(len(mask))
     left = _Left(mask)
     index = np.full((len(mask), k), -1, np.int64)
     propensities = np.zeros((len(mask), k))
     explored = np.zeros((len(mask), k), np.bool_)
-    draws = uniforms(streams[None, :], np.arange(k)[:, None])
     for j in range(min(k, int(left.count.max(initial=0)))):
         alive = rows[left.count[rows] > 0]
         n_left = np.maximum(left.count, 1)
