@@ -1,8 +1,7 @@
 """The usual Faust app doing the same work: one event at a time, a table, a send. Run by benchmarks/standard_load.py.
 
-It gets headrace's own state format, encoder, candidates, policy and message, so that only the way of working
-differs. It
-promises less: at-least-once, no outcomes, no propensities remembered, nothing learned.
+It gets headrace's own state format, encoder, candidates, policy (as last published) and message, so that only the way
+of working differs. It promises less: at-least-once, no outcomes, no propensities remembered, nothing learned.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import msgspec
 from load import settings_of
 
 from headrace.export.names import type_code
+from headrace.streams.broadcast import Broadcast
 from headrace.streams.models import load_models
 from headrace.streams.policies import arm_of
 from headrace.streams.recommend import Ask
-from headrace.streams.records import decode_item, item_key
+from headrace.streams.records import decode_item, decode_policy_version, item_key
 from headrace.streams.state import UserState, short_hash
 
 settings = settings_of(os.environ["DATA_DIR"], os.environ["BOOTSTRAP"])
@@ -43,10 +43,17 @@ models = load_models(settings)
 done = 0
 
 
-def load_catalogue() -> None:
-    from headrace.streams.kafka import read_to_end
-
-    read_to_end(settings, settings.topic("item-vectors"), lambda m: models.items.apply(decode_item(m.value())))
+def load() -> None:
+    """The catalogue and the policy versions, as a worker reads them at its start."""
+    broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
+    broadcast.start()
+    broadcast.wait_caught_up()
+    broadcast.close()
+    for name, record in broadcast.take():
+        if name == "item-vectors":
+            models.items.apply(record)
+        else:
+            models.policies.apply(record)
     models.items.settle()
 
 
@@ -76,9 +83,9 @@ async def on_event(stream: faust.StreamT) -> None:
 
 @app.timer(1.0)
 async def report() -> None:
-    print(f"{time.time():.3f} {done}", flush=True)
+    print(f"done {time.time():.3f} {done}", flush=True)
 
 
 if __name__ == "__main__":
-    load_catalogue()
+    load()
     app.main()
