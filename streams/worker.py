@@ -74,7 +74,7 @@ class Worker:
 
     def _faust_app(self) -> Any:
         settings = self.settings
-        slot = claim(settings, "worker")
+        slot = self._slot = claim(settings, "worker")  # held as long as we live
         folder = settings.data_dir / "faust" / slot.name
         folder.mkdir(parents=True, exist_ok=True)
         app: Any = faust.App(
