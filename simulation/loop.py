@@ -71,20 +71,35 @@ class ShuffledRecommender(Recommender):
         return np.stack([pool[int(rng.integers(len(pool)))] for _ in asks])
 
 
-class Loop:
-    """One partition, one worker, one learner."""
+class Models:
+    """The encoders, which several loops may share one after the other: they learn nothing."""
 
-    def __init__(
-        self, settings: Settings, world: World, vectors: NDArray[np.float16], *, shuffled: bool = False
-    ) -> None:
-        """`vectors` (I, text_dim) are the items' text vectors: see `text_vectors`."""
-        self.settings, self.world = settings, world
-        encoder = UserEncoder(
+    def __init__(self, settings: Settings) -> None:
+        self.users = UserEncoder(
             ensure_user(settings.encoder.artifact),
             cache_bytes=settings.encoder.cache_bytes,
             window=settings.worker.history,
         )
-        texts = TextEncoder(ensure_text(settings.catalogue.text_model))
+        self.texts = TextEncoder(ensure_text(settings.catalogue.text_model))
+
+
+class Loop:
+    """One partition, one worker, one learner."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        world: World,
+        vectors: NDArray[np.float16],
+        *,
+        models: Models | None = None,
+        shuffled: bool = False,
+    ) -> None:
+        """`vectors` (I, text_dim) are the items' text vectors: see `text_vectors`."""
+        self.settings, self.world = settings, world
+        models = models or Models(settings)
+        encoder, texts = models.users, models.texts
+        encoder.flush()
         self.items = ItemStore(encoder.project, dim=encoder.dim)
         self.policies = Policies(settings, self.items, dim=encoder.dim)
         kind = ShuffledRecommender if shuffled else Recommender
