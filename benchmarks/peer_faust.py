@@ -81,6 +81,11 @@ async def on_event(stream: faust.StreamT) -> None:
         done += 1
 
 
+@app.task
+async def create_topic() -> None:
+    await slates.declare()
+
+
 @app.timer(1.0)
 async def report() -> None:
     print(f"done {time.time():.3f} {done}", flush=True)
@@ -88,4 +93,4 @@ async def report() -> None:
 
 if __name__ == "__main__":
     load()
-    app.main()
+    faust.Worker(app, loglevel="WARN", quiet=True, redirect_stdouts=False).execute_from_commandline()

@@ -41,6 +41,7 @@ _SLICE_S = 0.005  # a producer at a rate sends what is due this often
 _SAMPLED = 16
 _TRIGGER = re.compile(rb'"ts":(\d+).*?"trigger":\{"kind":"event","id":"e(\d+)"')
 _DRAIN_S = 120
+_PEER_STARTS_S = 60
 
 
 class Freshness(threading.Thread):
@@ -209,11 +210,13 @@ def peer(system: System, *, seconds: float) -> dict[str, Any]:
         "APP": "peer",
     }
     waiting = system.sent()
-    command = [sys.executable, str(Path(__file__).with_name("peer_faust.py")), "worker", "-l", "warn"]
+    command = [sys.executable, str(Path(__file__).with_name("peer_faust.py"))]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
         assert process.stdout is not None
         seen: list[tuple[float, int, float]] = []  # time, events done, CPU seconds
+        limit = threading.Timer(seconds + _PEER_STARTS_S, process.kill)
+        limit.start()
         try:
             for line in process.stdout:
                 if not line.startswith("done "):
@@ -224,6 +227,7 @@ def peer(system: System, *, seconds: float) -> dict[str, Any]:
                 if first and (seen[-1][0] - first[0] >= seconds or seen[-1][1] >= waiting):
                     break
         finally:
+            limit.cancel()
             process.kill()
             process.wait()
         moving = [s for s in seen if 0 < s[1] < waiting]
