@@ -24,6 +24,7 @@ class Effects:
     calibration: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # arm -> reward, as it comes
     failed: list[tuple[Entry, Exception]] = field(default_factory=list)
+    applied: int = 0  # entries without those that failed
     expiry: dict[int, list[str]] = field(default_factory=dict)  # new registrations
     expired: list[int] = field(default_factory=list)  # buckets that were emptied
     open_change: int = 0

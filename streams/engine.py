@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from headrace.export.names import type_code
 from headrace.streams.clock import EventClock
+from headrace.streams.culprits import culprits
 from headrace.streams.decisions import Decisions, arm_code
 from headrace.streams.effects import Effects
+from headrace.streams.errors import Fatal
 from headrace.streams.policies import arm_of
 from headrace.streams.recommend import Ask, Recommender
 from headrace.streams.records import (
@@ -79,6 +82,7 @@ class Engine:
         self._decisions = Decisions(settings, settings.arms.shares)
         self._codes = {name: type_code(name) for name in settings.event_types}
         self._expiry: dict[int, list[str]] = {}
+        self._failing: set[str] = set()  # users whose entries failed since an entry was applied
         self.open_decisions = 0
         self.state_bytes = 0
         for key, raw in self.states.items():
@@ -93,49 +97,52 @@ class Engine:
     # -- one record ---------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch, offset: int) -> Effects:
-        """Drop what was seen, join outcomes, append to histories, expire, encode and decide, publish. Raises nothing of
-        an entry's making: an entry that fails alone is in `failed`, and the others are applied without it."""
+        """Drop what was seen, join outcomes, append to histories, expire, encode and decide, publish.
+
+        An entry that fails alone is in `failed`, and the others are applied without it. Raises Fatal where several
+        users' entries failed and none was applied between: a fault of ours, not theirs, would dead-letter everything.
+        """
         try:
             return self._apply(batch, offset, batch.entries)
         except Exception:
             self._recommender.forget()
-            bad = self._culprits(batch, offset, batch.entries)
-            keep = [e for i, e in enumerate(batch.entries) if i not in {i for i, _ in bad}]
+            bad = dict(culprits(partial(self._attempt, batch, offset), len(batch.entries)))
+            keep = [entry for i, entry in enumerate(batch.entries) if i not in bad]
             effects = self._apply(batch, offset, keep)
-            effects.failed = [(batch.entries[i], error) for i, error in bad]
+            effects.failed = [(batch.entries[i], error) for i, error in bad.items()]
+            if not keep and len(users := self._failing | {entry.user_id for entry, _ in effects.failed}) > 1:
+                raise Fatal(
+                    f"interactions[{self.partition}]@{offset}: nothing can be applied any more ({len(users)} users in a"
+                    f" row: {effects.failed[-1][1]!r}): put back the models or the version that worked; nothing is lost"
+                ) from effects.failed[-1][1]
             return effects
 
-    def _culprits(self, batch: Batch, offset: int, entries: list[Entry]) -> list[tuple[int, Exception]]:
-        """Indexes of entries that fail, found by halving."""
+    def _attempt(self, batch: Batch, offset: int, indexes: Sequence[int]) -> None:
+        try:
+            self._apply(batch, offset, [batch.entries[i] for i in indexes])
+        except Exception:
+            self._recommender.forget()
+            raise
 
-        def search(indexes: list[int]) -> list[tuple[int, Exception]]:
-            try:
-                self._apply(batch, offset, [entries[i] for i in indexes])
-                return []
-            except Exception as error:
-                self._recommender.forget()
-                if len(indexes) <= 1:
-                    if not indexes:
-                        raise  # it fails without any entry: not an entry's fault
-                    return [(indexes[0], error)]
-            half = len(indexes) // 2
-            return search(indexes[:half]) + search(indexes[half:])
-
-        return search(list(range(len(entries))))
-
-    def _apply(self, batch: Batch, offset: int, entries: Iterable[Entry]) -> Effects:
+    def _apply(self, batch: Batch, offset: int, entries: Sequence[Entry]) -> Effects:
         step = _Step(self, offset, self.clock.advanced(batch))
         for entry in entries:
             step.take(entry)
         step.expire()
         step.decide()
-        return step.finish(tick=batch.tick and self.partition == 0)
+        effects = step.finish(tick=batch.tick and self.partition == 0)
+        effects.applied = len(entries)
+        return effects
 
     def accept(self, effects: Effects) -> None:
         """Makes the effects true in memory; they must then be committed, or the process ends."""
         assert effects.clock is not None
         self.clock = effects.clock
         self.applied = effects.offset
+        if effects.applied:
+            self._failing.clear()
+        else:
+            self._failing.update(entry.user_id for entry, _ in effects.failed)
         for key, value in effects.changes.items():
             if key == PROGRESS:
                 continue

@@ -1,16 +1,14 @@
-"""Exactly-once state over Faust: its assignment, tables and standbys, with transactions of our own.
+"""Exactly-once state over Faust: its assignment and tables, with transactions of our own.
 
-Faust consumes (aiokafka) and assigns; what a partition's transaction holds is written by a confluent-kafka producer.
-Each
-class here overrides one thing of Faust that cannot stand transactional topics. docs/decisions/ says how it was tried.
+Faust consumes (aiokafka) and assigns partitions and standbys; what a partition's transaction holds is written, and the
+changelog read, by confluent-kafka. Each class here overrides one thing of Faust that cannot stand transactional topics.
+docs/decisions/ says how it was tried.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiokafka
@@ -20,36 +18,22 @@ from faust.tables.recovery import Recovery
 from faust.tables.table import Table
 from faust.transport.drivers import aiokafka as driver
 
-from headrace.streams.engine import PROGRESS
-from headrace.streams.kafka import FENCE_KEY
-
-
-@dataclass
-class PartitionState:
-    """A partition of the users table as its changelog tells it."""
-
-    states: dict[bytes, bytes] = field(default_factory=dict)
-    progress: bytes | None = None
-
-    def apply(self, key: bytes | None, value: bytes | None) -> None:
-        if key is None or key == FENCE_KEY:
-            return
-        if key == PROGRESS:
-            self.progress = value
-        elif value is None:
-            self.states.pop(key, None)
-        else:
-            self.states[key] = value
+from headrace.streams.standby import PartitionState, Standbys
 
 
 class Owner(Protocol):
     """What the worker gives to Faust's parts."""
 
     interactions: str  # the topic
+    standbys: Standbys
 
     def applied(self, partition: int) -> int | None: ...
     def recover(self, partition: int) -> int:
         """Fences, reads and takes over a partition; returns the number of records read. Runs in a thread."""
+        ...
+
+    def forget(self) -> None:
+        """Lets go of every partition: all that are assigned are recovered now."""
         ...
 
     def failed(self, error: BaseException) -> None:
@@ -64,24 +48,21 @@ def owner_of(app: Any) -> Owner:
 
 
 class PartitionedStore(memory.Store[Any, Any]):
-    """One dictionary a partition, so that a revoked partition's state goes as a whole. Standbys fill it through
-    Faust."""
+    """One dictionary a partition, owned or followed, so that a partition's state goes as a whole."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.partitions: dict[int, PartitionState] = {}
 
-    def apply_changelog_batch(
-        self, batch: Iterable[Any], to_key: Callable[[Any], Any], to_value: Callable[[Any], Any]
-    ) -> None:
-        for event in batch:
-            message = event.message
-            self.partitions.setdefault(message.partition, PartitionState()).apply(message.key, message.value)
-
     async def on_recovery_completed(self, active_tps: set[Any], standby_tps: set[Any]) -> None:
-        kept = {tp.partition for tp in active_tps | standby_tps}
-        for partition in set(self.partitions) - kept:
+        """What moved away is dropped, what this worker stands by for is followed."""
+        active = {tp.partition for tp in active_tps}
+        standby = {tp.partition for tp in self.app.assignor.assigned_standbys()} - active
+        for partition in set(self.partitions) - active - standby:
             del self.partitions[partition]
+        for partition in standby:
+            self.partitions.setdefault(partition, PartitionState())
+        owner_of(self.app).standbys.follow({partition: self.partitions[partition] for partition in standby})
 
 
 class UsersTable(Table[Any, Any]):
@@ -102,17 +83,31 @@ class BulkRecovery(Recovery):
     The owner reads the committed changelog at confluent-kafka's speed; then Faust is told that it is done.
     """
 
+    _reading: asyncio.Future[Any] | None = None
+
+    def add_standby(self, table: Any, tp: Any) -> None:
+        """Standbys are followed by `Standbys`, not by Faust."""
+
+    async def _wait(self, coro: Any, timeout: Any = None) -> None:
+        """Without Faust's timeout: it would go on as if it were done, while the broker is away or much is read."""
+        await super()._wait(coro)
+
     async def _build_offsets(self, consumer: Any, tps: set[Any], destination: Any, title: str) -> None:
         await super()._build_offsets(consumer, tps, destination, title)
-        if title != "active" or not tps:
+        if title != "active":
             return
         owner = owner_of(self.app)
         loop = asyncio.get_running_loop()
         try:
+            if self._reading is not None:  # of a rebalance that was overtaken by this one: its threads went on
+                await asyncio.wait([self._reading])
             started = time.monotonic()
-            counts = await asyncio.gather(
+            owner.standbys.follow({})
+            owner.forget()
+            self._reading = asyncio.gather(
                 *(loop.run_in_executor(None, owner.recover, tp.partition) for tp in sorted(tps))
             )
+            counts = await asyncio.shield(self._reading)
             self.log.info("recovered %s records in %.2f s", sum(counts), time.monotonic() - started)
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):

@@ -186,15 +186,20 @@ def fence_and_read(
     partition: int,
     on_record: OnRecord,
     fence_key: bytes = FENCE_KEY,
+    start: int = 0,
 ) -> int:
     """Calls `on_record(key, value)` for every record committed to the partition before now; returns their number.
+
+    `start`: those from this offset on. Raises Fatal where the partition ends before it.
 
     A fence record of our own is committed first and read up to: a broker killed between deciding a commit and writing
     its markers shows the decided records only with the successor's next commit. Call it once, on a new producer.
     """
     fence = _commit_fence(producer, topic, partition, fence_key)
+    if fence < start:
+        raise Fatal(f"{topic}[{partition}] was read up to {start} and ends at {fence}: made anew; starting again")
     reader = _reader(settings)
-    reader.assign([TopicPartition(topic, partition, 0)])
+    reader.assign([TopicPartition(topic, partition, start)])
     count, reached = 0, -1
     try:
         while reached < fence:

@@ -33,5 +33,6 @@ def configure(*, debug: bool = False) -> None:
     if not debug:
         handler.addFilter(Seldom())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for library in _TALKATIVE:
+    # Faust's parts that we override log under the name of our module.
+    for library in (*_TALKATIVE, "headrace.streams.exactly_once"):
         logging.getLogger(library).setLevel(logging.INFO if debug else logging.WARNING)

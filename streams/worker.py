@@ -1,8 +1,7 @@
 """The worker: a Faust app that keeps every user's state and answers with slates, exactly once.
 
 Per partition one task drains what waits into one transaction: states, recommendations, transitions, dead letters and
-how
-far it is, all or nothing. Crash-only: whatever leaves memory ahead of the log ends the process.
+how far it is, all or nothing. Crash-only: whatever leaves memory ahead of the log ends the process.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, cast
 
 import faust
 import msgspec
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 
 from headrace.streams import http, kafka, topics
 from headrace.streams.broadcast import Broadcast
@@ -25,12 +24,13 @@ from headrace.streams.effects import Effects, report
 from headrace.streams.ends import EndsWatch
 from headrace.streams.engine import PROGRESS, Engine, Progress, decode_progress
 from headrace.streams.errors import Fatal, HeadraceError
-from headrace.streams.exactly_once import PartitionedStore, PartitionState, Tables, Transport, UsersTable
+from headrace.streams.exactly_once import PartitionedStore, Tables, Transport, UsersTable
 from headrace.streams.metrics import Metrics
 from headrace.streams.models import load_models
 from headrace.streams.records import decode_batch, decode_item, decode_policy_version
 from headrace.streams.settings import Settings
 from headrace.streams.slots import claim
+from headrace.streams.standby import PartitionState, Standbys
 
 log = logging.getLogger("headrace.worker")
 _WAITING_BYTES = 16_777_216  # of one partition's records read ahead
@@ -44,9 +44,15 @@ class Assignment:
     partition: int
     producer: Producer
     engine: Engine
+    state: PartitionState
     waiting: deque[Any] = field(default_factory=deque)
     waiting_bytes: int = 0
     task: asyncio.Task[None] | None = None
+
+    def written(self, error: KafkaError | None, message: kafka.Message) -> None:
+        """The delivery report of a transaction's last record: memory then stands where the changelog stands."""
+        if error is None:
+            self.state.position = message.offset() + 1
 
 
 class Worker:
@@ -61,6 +67,7 @@ class Worker:
         models = load_models(settings)
         self.items, self.policies, self.recommender = models.items, models.policies, models.recommender
         self.broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
+        self.standbys = Standbys(settings, self._changelog)
         self._encoder = models.encoder
         metrics.encoder_info.labels(models.encoder.version).set(1)
         metrics.text_encoder_info.labels(models.recommender.texts.version).set(1)
@@ -124,27 +131,38 @@ class Worker:
         return assignment.engine.applied if assignment and assignment.engine.applied >= 0 else None
 
     def recover(self, partition: int) -> int:
-        """Fence first, so that nobody commits after we have read; then read the changelog up to a record of our own."""
+        """Fence first, so that nobody commits after we have read; then read the changelog up to a record of our own.
+
+        What was read before, as its owner or its standby, is not read again.
+        """
         if not self.broadcast.caught_up:
             self.broadcast.wait_caught_up()
         started = time.monotonic()
         producer = kafka.transactional_producer(self.settings, f"{self.settings.topics.prefix}worker-{partition}")
-        found = PartitionState()
-        count = kafka.fence_and_read(self.settings, producer, self._changelog, partition, found.apply)
+        found = self._store.partitions.get(partition)
+        if found is None or found.stale:
+            found = PartitionState()
+        count = kafka.fence_and_read(
+            self.settings, producer, self._changelog, partition, found.apply, start=found.position
+        )
         progress = Progress(clock={}, counts={}) if found.progress is None else decode_progress(found.progress)
         self._store.partitions[partition] = found
         engine = Engine(self.settings, partition, self.recommender, states=found.states, progress=progress)
-        self._assignments[partition] = Assignment(partition, producer, engine)
+        self._assignments[partition] = Assignment(partition, producer, engine, found)
         self.metrics.recoveries.inc()
         self.metrics.recovery.observe(time.monotonic() - started)
         log.info("partition %s: %s records, %s users, applied %s", partition, count, len(found.states), progress.offset)
         return count
 
+    def forget(self) -> None:
+        """What is still here was recovered for an assignment that never came to work."""
+        self._assignments.clear()
+
     def failed(self, error: BaseException) -> None:
         """Memory may be ahead of the log: the next start rebuilds exactly what was committed."""
         self.error = error
         log.error("stopping: %s", error, exc_info=None if isinstance(error, HeadraceError) else error)
-        os._exit(70)
+        os._exit(HeadraceError.exit_code)
 
     # -- the flow -----------------------------------------------------------------------------------------------------
 
@@ -223,7 +241,8 @@ class Worker:
                     headers=[("reason", reason.encode()), ("source", source.encode())],
                 )
         for key, value in changes.items():
-            kafka.produce(producer, self._changelog, key=key, value=value, partition=partition)
+            last = assignment.written if key == PROGRESS else None
+            kafka.produce(producer, self._changelog, key=key, value=value, partition=partition, on_delivery=last)
         if kafka.commit(producer):
             self.metrics.commits.labels("retried").inc()
             # a late end of this transaction must not reach the next one
@@ -251,7 +270,7 @@ class Worker:
             self.recommender.forget()
 
     async def _release(self, app: Any, revoked: Any, **kwargs: Any) -> None:
-        """Faust waits for this: let the commit in flight end, then forget the partition as a whole."""
+        """Faust waits for this: let the commit in flight end. The state stays until it is known who has it next."""
         mine = [
             a for tp in revoked if tp.topic == self.interactions and (a := self._assignments.pop(tp.partition, None))
         ]
@@ -259,7 +278,8 @@ class Worker:
             assignment.waiting.clear()
         await asyncio.gather(*(a.task for a in mine if a.task is not None))
         for assignment in mine:
-            self._store.partitions.pop(assignment.partition, None)
+            assignment.state.progress = assignment.engine.progress()
+            assignment.state.read_at = time.monotonic()
             for gauge in (self.metrics.state_users, self.metrics.state_bytes, self.metrics.open_decisions):
                 gauge.remove(assignment.partition)  # the next owner's to tell
             self.metrics.lag.remove("interactions", assignment.partition)
@@ -269,6 +289,7 @@ class Worker:
         while True:
             await asyncio.sleep(0.1)
             try:
+                self.standbys.check()
                 if self.broadcast.caught_up:
                     self._take_broadcast()
             except Exception as error:
@@ -339,5 +360,6 @@ def run(settings: Settings) -> None:
             raise Fatal(f"the worker's engine stopped with code {stop.code}") from stop
     finally:
         worker.broadcast.close()
+        worker.standbys.close()
         worker.ends.close()
         server.close()

@@ -1,9 +1,11 @@
 """One partition of the worker with real models and no Kafka: what a record of `interactions` leads to."""
 
 import numpy as np
+import pytest
 
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.engine import PROGRESS, decode_progress, user_key
+from headrace.streams.errors import Fatal
 from headrace.streams.records import (
     Behaviour,
     Closed,
@@ -117,21 +119,49 @@ def test_a_shop_that_shows_one_slate_in_ten_and_four_places_of_ten_teaches_nothi
 # -- a record that fails ----------------------------------------------------------------------------------------------
 
 
-def test_an_entry_that_cannot_be_applied_is_set_aside_and_the_others_go_on(log, monkeypatch):
-    step = type(log.engine)._apply
+@pytest.fixture
+def failing(log, monkeypatch):
+    """Names of the events that cannot be applied."""
+    names, step = set(), type(log.engine)._apply
 
     def fails(engine, batch, offset, entries):
-        entries = list(entries)
-        if any(getattr(e, "event_id", "") == "bad" for e in entries):
+        if any(entry.event_id in names for entry in entries):
             raise RuntimeError("no")
         return step(engine, batch, offset, entries)
 
     monkeypatch.setattr(type(log.engine), "_apply", fails)
+    return names
+
+
+def test_an_entry_that_cannot_be_applied_is_set_aside_and_the_others_go_on(log, failing):
+    failing.add("bad")
     good = [event("view", user=f"u{i}", item="toys-0") for i in range(6)]
     slates = log.write(*good[:4], event("view", user="x", item="toys-0", id="bad"), *good[4:], expect_failure=True)
     assert len(slates) == 6
     assert [entry.event_id for entry, _ in log.effects.failed] == ["bad"]
     assert user_key("x") not in log.engine.states
+
+
+def test_when_nothing_can_be_applied_for_several_users_it_ends_and_skips_nothing(log, failing):
+    failing.update(("bad-1", "bad-2"))
+    with pytest.raises(Fatal, match=r"interactions\[0\]@0: nothing can be applied any more \(2 users.*put back"):
+        log.write(event(user="u", item="toys-0", id="bad-1"), event(user="v", item="toys-0", id="bad-2"))
+    assert log.engine.applied == -1
+
+
+def test_failures_in_a_row_count_over_records_and_until_something_is_applied(log, failing):
+    failing.add("bad")
+
+    def bad(user):
+        return event(user=user, item="toys-0", id="bad")
+
+    log.write(bad("u"), bad("u"), expect_failure=True)  # one user's may be his own data's fault
+    log.write(bad("u"), expect_failure=True)
+    log.write(event(user="w", item="toys-0"))
+    log.write(bad("v"), expect_failure=True)
+    log.write(tick=True)
+    with pytest.raises(Fatal):
+        log.write(bad("u"))
 
 
 # -- recovery ---------------------------------------------------------------------------------------------------------
