@@ -89,12 +89,16 @@ class System:
         """Waits until `reached()`; the time (Unix s) it then is. A role that cannot be kept running ends the wait."""
         end = time.monotonic() + limit_s
         while not reached():
-            if self._roles is not None:
-                self._roles.check()
+            self.check()
             if time.monotonic() > end:
                 raise TimeoutError(f"{what}: not within {limit_s:g} s; see {self._data_dir / 'roles.log'}")
             time.sleep(every_s)
         return time.time()
+
+    def check(self) -> None:
+        """Raises HeadraceError where a role could not be kept running."""
+        if self._roles is not None:
+            self._roles.check()
 
     def restarts(self) -> int:
         return sum(self._roles.restarts().values()) if self._roles else 0
