@@ -180,37 +180,46 @@ class Worker:
                 await asyncio.sleep(0.002)
 
     async def _drain(self, assignment: Assignment) -> None:
-        """One transaction takes all that waits: small when it is quiet, large under load."""
+        """One transaction takes all that waits: small when it is quiet, large under load.
+
+        While one is committed the next is applied, so that neither the processor nor Kafka waits for the other.
+        """
         try:
-            while assignment.waiting:
-                taken, size = [], 0
-                while assignment.waiting and size < _DRAIN_BYTES:
-                    message = assignment.waiting.popleft()
-                    size += len(message.value or b"")
-                    taken.append(message)
-                assignment.waiting_bytes -= size
-                await self._transact(assignment, taken)
+            committing: asyncio.Task[None] | None = None
+            while assignment.waiting or committing is not None:
+                effects = await self._apply_waiting(assignment, committing)
+                if committing is not None:
+                    await committing
+                    committing = None
+                if effects:
+                    progress = assignment.engine.progress()
+                    committing = asyncio.create_task(self._transact(assignment, effects, progress))
         except Exception as error:
             self.failed(error)
 
-    async def _transact(self, assignment: Assignment, messages: list[Any]) -> None:
+    async def _apply_waiting(self, assignment: Assignment, committing: asyncio.Task[None] | None) -> list[Effects]:
+        """Applies a record, and more as long as the transaction before is not committed."""
         effects = []
-        started = time.monotonic()
-        for message in messages:
+        size = 0
+        while assignment.waiting and size < _DRAIN_BYTES:
+            message = assignment.waiting.popleft()
+            size += len(message.value or b"")
+            assignment.waiting_bytes -= len(message.value or b"")
             if message.offset <= assignment.engine.applied:
                 continue
             self._take_broadcast()
-            found = assignment.engine.apply(decode_batch(message.value), message.offset)
-            assignment.engine.accept(found)
+            with self.metrics.stage.labels("apply").time():
+                found = assignment.engine.apply(decode_batch(message.value), message.offset)
+                assignment.engine.accept(found)
             effects.append(found)
-        if not effects:
-            return
-        applied = time.monotonic()
-        self.metrics.stage.labels("apply").observe(applied - started)
-        progress = assignment.engine.progress()
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._commit, assignment, effects, progress)
-        self.metrics.stage.labels("commit").observe(time.monotonic() - applied)
+            await asyncio.sleep(0)
+            if committing is None or committing.done():
+                break
+        return effects
+
+    async def _transact(self, assignment: Assignment, effects: list[Effects], progress: bytes) -> None:
+        with self.metrics.stage.labels("commit").time():
+            await asyncio.get_running_loop().run_in_executor(None, self._commit, assignment, effects, progress)
         now_ms = int(time.time() * 1000)
         for found in effects:
             report(found, self.metrics, now_ms=now_ms)
