@@ -25,6 +25,7 @@ from headrace.streams.engine import user_key
 from headrace.streams.records import Erasure, Event, Request, decode_batch
 from headrace.streams.settings import Settings
 from headrace.streams.supervise import ROLES, Supervisor
+from tests.integration.test_worker import metric
 from tests.shop import ITEMS, Shop
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ class System:
     def up(self, wait_for: WaitFor) -> Shop:
         if self.shop is None:
             self.broker.start()
-            topics.create(self.settings)
             wait_for(self.roles.ready, 120)
             self.shop = Shop(self.settings.bootstrap, prefix=self.settings.topics.prefix)
             for item in ITEMS:
                 self.shop.send("items", item["item_id"], item)
+            worker = self.roles.pids()["worker"]
+            wait_for(lambda: metric(self.settings, worker, "headrace_items") == len(ITEMS))
             self.follower = Follower(self.settings, {"recommendations": self._on_slate})
             self.follower.open()
         return self.shop
@@ -66,22 +68,28 @@ class System:
         kafka.read_to_end(self.settings, self.settings.topic(topic), on_message)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("system")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    broker = Broker(folder / "broker", port=port)
+    broker = Broker(folder / "broker", port=free_port())
     settings = Settings(
         data_dir=folder / "data",
-        kafka={"bootstrap.servers": f"127.0.0.1:{port}"},
+        kafka={"bootstrap.servers": broker.bootstrap},
         topics={"prefix": "s.", "interactions_partitions": 2},
         metrics={"port": 0},
         policy={"name": "linucb"},
     )
     lines: list[tuple[str, str]] = []
     try:
+        broker.start()
+        topics.create(settings)
+        broker.stop()
         with Supervisor(settings, ROLES, output=lambda name, line: lines.append((name, line))) as roles:
             running = System(settings, broker, roles, lines)
             yield running
@@ -97,8 +105,9 @@ def said_that_kafka_is_away(lines: list[tuple[str, str]]) -> set[str]:
 
 def test_started_before_the_broker_they_wait(system: System, wait_for: WaitFor) -> None:
     wait_for(lambda: said_that_kafka_is_away(system.lines) == set(ROLES), 120)
-    assert not any(role.ready for role in system.roles._roles)
+    assert set(system.roles.waiting_for()) == set(ROLES)
     system.up(wait_for)
+    assert set(system.roles.restarts().values()) == {0}
     assert len(system.lines) < 60, system.lines
 
 
