@@ -27,7 +27,10 @@ class Owner(Protocol):
     interactions: str  # the topic
     standbys: Standbys
 
-    def applied(self, partition: int) -> int | None: ...
+    def committed(self, partition: int) -> int | None:
+        """The last offset of `interactions` whose effects are committed."""
+        ...
+
     def recover(self, partition: int) -> int:
         """Fences, reads and takes over a partition; returns the number of records read. Runs in a thread."""
         ...
@@ -144,7 +147,7 @@ class _ReadCommittedThread(driver.AIOKafkaConsumerThread):
 class _AppliedOffsetConsumer(driver.Consumer):
     """Every transaction leaves a marker, so every second offset is a gap to Faust, and its book of gaps is quadratic.
 
-    What is applied is in our changelog; what Faust commits is for lag alone.
+    How far we are is in our changelog; what Faust commits to the group is for lag alone.
     """
 
     def _new_consumer_thread(self) -> _ReadCommittedThread:
@@ -154,12 +157,21 @@ class _AppliedOffsetConsumer(driver.Consumer):
         return None
 
     def _new_offset(self, tp: Any) -> int | None:
-        owner = owner_of(self.app)
-        if tp.topic != owner.interactions:
+        if tp.topic != owner_of(self.app).interactions:
             return None
         self._acked[tp].clear()
-        applied = owner.applied(tp.partition)
-        return None if applied is None else applied + 1
+        return self._next_offset(tp)
+
+    async def seek_to_committed(self) -> Any:
+        """To what the changelog says. The group's offsets may be gone, or of a changelog that is."""
+        found = dict(await super().seek_to_committed())
+        ours = {tp: self._next_offset(tp) or 0 for tp in found if tp.topic == owner_of(self.app).interactions}
+        await self.seek_wait(ours)
+        return found | ours
+
+    def _next_offset(self, tp: Any) -> int | None:
+        committed = owner_of(self.app).committed(tp.partition)
+        return None if committed is None else committed + 1
 
 
 class Transport(driver.Transport):

@@ -45,6 +45,7 @@ class Assignment:
     producer: Producer
     engine: Engine
     state: PartitionState
+    committed: int  # the last offset whose effects are committed; memory may be ahead of it
     waiting: deque[Any] = field(default_factory=deque)
     waiting_bytes: int = 0
     task: asyncio.Task[None] | None = None
@@ -126,9 +127,9 @@ class Worker:
 
     # -- what Faust's parts ask (exactly_once.Owner) ------------------------------------------------------------------
 
-    def applied(self, partition: int) -> int | None:
+    def committed(self, partition: int) -> int | None:
         assignment = self._assignments.get(partition)
-        return assignment.engine.applied if assignment and assignment.engine.applied >= 0 else None
+        return assignment.committed if assignment and assignment.committed >= 0 else None
 
     def recover(self, partition: int) -> int:
         """Fence first, so that nobody commits after we have read; then read the changelog up to a record of our own.
@@ -148,7 +149,7 @@ class Worker:
         progress = Progress(clock={}, counts={}) if found.progress is None else decode_progress(found.progress)
         self._store.partitions[partition] = found
         engine = Engine(self.settings, partition, self.recommender, states=found.states, progress=progress)
-        self._assignments[partition] = Assignment(partition, producer, engine, found)
+        self._assignments[partition] = Assignment(partition, producer, engine, found, progress.offset)
         self.metrics.recoveries.inc()
         self.metrics.recovery.observe(time.monotonic() - started)
         log.info("partition %s: %s records, %s users, applied %s", partition, count, len(found.states), progress.offset)
@@ -252,11 +253,26 @@ class Worker:
         for key, value in changes.items():
             last = assignment.written if key == PROGRESS else None
             kafka.produce(producer, self._changelog, key=key, value=value, partition=partition, on_delivery=last)
-        if kafka.commit(producer):
+        retried = kafka.commit(producer)
+        producer.poll(0)  # the delivery report
+        assignment.committed = effects[-1].offset
+        if retried:
             self.metrics.commits.labels("retried").inc()
-            # a late end of this transaction must not reach the next one
-            assignment.producer = kafka.transactional_producer(settings, f"{settings.topics.prefix}worker-{partition}")
+            self._renew(assignment)
         self.metrics.commits.labels("committed").inc()
+
+    def _renew(self, assignment: Assignment) -> None:
+        """A new producer, as a late end of the last transaction must not reach the next one.
+
+        It fences whoever took the partition over while Kafka was away: if he has committed since, our memory is old.
+        """
+        partition, later = assignment.partition, PartitionState()
+        producer = kafka.transactional_producer(self.settings, f"{self.settings.topics.prefix}worker-{partition}")
+        start = assignment.state.position
+        kafka.fence_and_read(self.settings, producer, self._changelog, partition, later.apply, start=start)
+        if later.progress is not None:
+            raise Fatal(f"another worker has taken partition {partition} over while Kafka was away: starting again")
+        assignment.producer = producer
 
     def _take_broadcast(self) -> None:
         """New items and policy versions, taken between two records."""
