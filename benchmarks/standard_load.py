@@ -36,7 +36,7 @@ from headrace.streams import kafka
 from headrace.streams.sender import Sender
 from headrace.streams.settings import Settings
 
-_WARM_UP = 5_000  # events, before anything is measured
+_WARM_UP = 20_000  # events, before anything is measured: the broker compiles itself for its first 15 s of work
 _SLICE_S = 0.005  # a producer at a rate sends what is due this often
 _SAMPLED = 16
 _TRIGGER = re.compile(rb'"ts":(\d+).*?"trigger":\{"kind":"event","id":"e(\d+)"')

@@ -1,0 +1,179 @@
+"""docs/benchmarks.md, written from benchmarks/results/*.json.
+
+python benchmarks/report.py [--check]     --check: writes nothing, exits with 1 where the page is out of date
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs/benchmarks.md"
+_HEAD = """\
+# Benchmarks
+
+Written by `benchmarks/report.py` from `benchmarks/results/*.json`; figures are those of the run named under each table.
+`make bench NAME=standard_load` runs one and rewrites its JSON; `python benchmarks/report.py` then rewrites this page.
+Broker, roles and the benchmark's own producer and consumer share the machine. Exactly-once is on everywhere.
+"""
+Figures = dict[str, Any]
+
+
+def page() -> str:
+    """The whole page. A benchmark without a result is left out."""
+    parts = [_HEAD]
+    for name, section in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            parts.append(section(json.loads(path.read_text("utf-8"))))
+    return "\n".join(parts)
+
+
+def standard_load(f: Figures) -> str:
+    lines = ["## The standard load\n", _STANDARD]
+    if sustained := f.get("sustained"):
+        fresh, lag = sustained["freshness_ms"], sustained["lag_events"]
+        lines.append(
+            _table(
+                f"sustained, {sustained['rate']:,} events/s sent for {sustained['seconds']:.0f} s",
+                [
+                    ("events applied a second", f"{sustained['events_per_s']:,}", "≥ 5,000"),
+                    ("decisions a second", f"{sustained['decisions_per_s']:,}", ""),
+                    ("lag in events: median, largest", f"{lag['p50']:,}, {lag['max']:,}", "bounded"),
+                    ("all applied and learned after the last event", f"{sustained['drain_s']} s", ""),
+                    ("freshness p50, p99", f"{fresh['p50']:.0f} ms, {fresh['p99']:.0f} ms", ""),
+                    ("cores busy", _cores(sustained["cpu"]), ""),
+                ],
+            )
+        )
+    if most := f.get("at_most"):
+        lines.append(
+            _table(
+                f"a backlog of {most['events']:,} events, as fast as it goes",
+                [
+                    ("events applied a second", f"{most['events_per_s']:,}", ""),
+                    ("decisions a second", f"{most['decisions_per_s']:,}", ""),
+                    ("cores busy", _cores(most["cpu"]), ""),
+                ],
+            )
+        )
+    if peer := f.get("peer"):
+        rows = [("events a second", f"{peer['events_per_s']:,}", ""), ("cores busy", f"{peer['cpu_cores']}", "")]
+        if ratio := f.get("ratio_to_peer"):
+            rows.append(("headrace, times as many", f"{ratio}", "≥ 5"))
+        lines.append(_table("a plain Faust app doing the same work, an event at a time", rows))
+    return "\n".join([*lines, _machine(f["machine"])])
+
+
+def online_retail(f: Figures) -> str:
+    accounts = (
+        f"{f['sent']:,} = {f['applied']:,} applied + {f['duplicates']:,} duplicates"
+        f" + {f['dead_letters']:,} dead letters"
+    )
+    hits = [
+        (name, f"{found['share']:.4f}", f"{found['invoices']:,}")
+        for name, found in sorted(f["hit_share"].items(), key=lambda pair: -pair[1]["share"])
+        if name != "none"
+    ]
+    baselines = [
+        (name.replace("_", " "), f"{share:.4f}", "")
+        for name, share in sorted(f["published_baselines"].items(), key=lambda pair: -pair[1])
+    ]
+    return "\n".join(
+        [
+            "## A real shop's year: Online Retail II 2009–2010\n",
+            _table(
+                "all of it at full speed through all roles",
+                [
+                    ("events sent", accounts, ""),
+                    ("not accounted for", f"{f['unaccounted_for']:,}", "0"),
+                    ("events a second", f"{f['events_per_s']:,}", ""),
+                    ("decisions", f"{f['decisions']:,}", ""),
+                ],
+            ),
+            _RETAIL,
+            "| ten items from | share of lines | invoices |\n|---|---|---|",
+            *(f"| {name} | {share} | {invoices} |" for name, share, invoices in [*hits, *baselines]),
+            "",
+            _machine(f["machine"]),
+        ]
+    )
+
+
+def worker_memory(f: Figures) -> str:
+    rows = [
+        ("worker's memory a user", f"{f['worker_bytes_a_user']:,} bytes", "≤ 4,000"),
+        ("of which packed state", f"{f['packed_bytes_a_user']:,} bytes", ""),
+        ("recovery, two partitions at the same time", f"{f['recovery_s']} s", "≤ 10"),
+        ("process started to ready", f"{f['ready_s']['full']} s ({f['ready_s']['empty']} s when empty)", ""),
+    ]
+    title = f"{f['users']:,} users with {f['events_each']} events and {f['open_decisions_each']} open decisions each"
+    return "\n".join(["## A worker's memory\n", _table(title, rows), _machine(f["machine"])])
+
+
+def policy_speed(f: Figures) -> str:
+    shape = f["shape"]
+    rows = [
+        (name, f"{p['decide_us']:.0f}", f"{p['examples_per_s_by_100']:,.0f}" if p["snapshot_bytes"] else "–")
+        for name, p in f["policies"].items()
+    ]
+    return "\n".join(
+        [
+            "## Policies alone\n",
+            f"Slates of {shape['k']} from {shape['candidates']} candidates, {shape['decisions']} decisions at once,"
+            " one thread.\n",
+            "| policy | µs a decision | examples learned a second, in batches of 100 |\n|---|---|---|",
+            *(f"| {name} | {us} | {learned} |" for name, us, learned in rows),
+            "",
+        ]
+    )
+
+
+SECTIONS = {
+    "standard_load": standard_load,
+    "online_retail": online_retail,
+    "worker_memory": worker_memory,
+    "policy_speed": policy_speed,
+}
+
+_STANDARD = """\
+Zipf over 100,000 users and 20,000 items; views, clicks, carts and purchases that each make their user due; slates of 10
+from 120 candidates; every role a process of its own (`benchmarks/load.py`, `benchmarks/standard_load.py`).
+"""
+_RETAIL = """\
+Of each invoice's lines in the second half of the year, the share that stood in its user's latest ten items before it;
+users without an earlier purchase are left out. Nobody saw these slates, so no policy learned from them: the arms show
+what popularity and co-occurrence make of the log. The last three are the baselines in the data's README.
+"""
+
+
+def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
+    lines = [f"| {title} | | to reach |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows), ""]
+    return "\n".join(lines)
+
+
+def _cores(cpu: Figures) -> str:
+    return ", ".join(f"{name.removesuffix('_cores')} {cores}" for name, cores in cpu.items())
+
+
+def _machine(m: Figures) -> str:
+    return (
+        f"{m['cores']} cores ({m['cpu']}), Python {m['python']}, commit {m['commit']},"
+        f" load average before the run {m['load_before']}.\n"
+    )
+
+
+def main() -> None:
+    written = PAGE.read_text("utf-8") if PAGE.exists() else ""
+    if "--check" in sys.argv[1:]:
+        if written != page():
+            sys.exit(f"{PAGE.name} is out of date: run python benchmarks/report.py")
+        return
+    PAGE.write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
