@@ -82,7 +82,7 @@ def online_retail(f: Figures) -> str:
         if name != "none"
     ]
     baselines = [
-        (name.replace("_", " "), f"{share:.4f}", "")
+        (f"baseline: {name.replace('_', ' ')}", f"{share:.4f}", "")
         for name, share in sorted(f["published_baselines"].items(), key=lambda pair: -pair[1])
     ]
     return "\n".join(
