@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 
 from headrace.simulation.settings import WorldSettings
 
+_DESCRIPTIONS = (
+    "{0}, {1} and {2}.",
+    "Made {0} and {1}, with a {2} finish.",
+    "For those who like it {0}: {1}, {2}.",
+    "The {0} choice: {1} and {2} in every detail.",
+)
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -22,6 +29,7 @@ class Catalogue:
 
     ids: list[str]  # (I,)
     titles: list[str]  # (I,)
+    texts: list[str]  # (I,) descriptions, in the words of the item's style
     brands: list[str]  # (I,)
     categories: list[str]  # (K,) such as "sport/shoes"
     styles: list[str]  # (S,)
@@ -40,6 +48,7 @@ class Catalogue:
         return {
             "item_id": self.ids[item],
             "title": self.titles[item],
+            "text": self.texts[item],
             "category": self.categories[self.category[item]],
             "price": float(self.price[item]),
             "available": available,
@@ -73,6 +82,7 @@ def make(settings: WorldSettings) -> Catalogue:
     price = np.exp(category_price[category] + rng.normal(0, 0.4, size)).round(2)
 
     titles: list[str] = []
+    texts: list[str] = []
     taken: set[str] = set()
     for i in range(size):
         while True:
@@ -84,10 +94,14 @@ def make(settings: WorldSettings) -> Catalogue:
                 break
         taken.add(title)
         titles.append(title)
+        words_of_style = style_words[style[i]]
+        some = [words_of_style[j].lower() for j in rng.permutation(len(words_of_style))[:3]]
+        texts.append(_DESCRIPTIONS[int(rng.integers(len(_DESCRIPTIONS)))].format(*some))
 
     return Catalogue(
         ids=[f"i{i:05d}" for i in range(size)],
         titles=titles,
+        texts=texts,
         brands=[brand_names[b] for b in brand],
         categories=categories,
         styles=styles,

@@ -130,7 +130,7 @@ class Shop:
         self._settings = settings
         self._rng = np.random.default_rng([self.habits.seed, 5])
         self._producer = Producer(
-            kafka.client_config(settings, enable_idempotence=True, linger_ms=0, queue_buffering_max_messages=1_000_000)
+            kafka.client_config(settings, enable_idempotence=True, linger_ms=2, queue_buffering_max_messages=1_000_000)
         )
         self._lost = 0
         self._sent_at: dict[str, float] = {}
