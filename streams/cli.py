@@ -93,6 +93,9 @@ def run(
         # Roles scale by processes.
         for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, "1")
+        # Every role has threads that wait for Kafka: a thread that comes back from an array call must not wait 5 ms for
+        # another to let go of the interpreter.
+        sys.setswitchinterval(0.0002)
         importlib.import_module(f"headrace.streams.{roles[0]}").run(settings)
         return
     from headrace.streams import topics

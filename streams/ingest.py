@@ -96,7 +96,9 @@ class Ingest:
             session_timeout_ms=10_000,
             heartbeat_interval_ms=1_000,  # how soon a member learns that another has come
             partition_assignment_strategy="roundrobin",
-            fetch_wait_max_ms=20,
+            # The broker gathers what comes within the linger: a fetch for every message costs it more than the messages.
+            fetch_wait_max_ms=max(1, self._settings.ingest.linger),
+            fetch_min_bytes=65_536,
             fetch_error_backoff_ms=20,
             fetch_queue_backoff_ms=5,  # the default, 1 s, is how long a full queue would stay unread
             fetch_max_bytes=max(self._settings.ingest.buffer_bytes // 2, self._settings.topics.large_message_bytes),
