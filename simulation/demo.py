@@ -157,7 +157,7 @@ def _open_shop(settings: Settings, world: WorldSettings, *, seconds: float, rate
         click=types["click"].reward, add_to_cart=types["add_to_cart"].reward, purchase=types["purchase"].reward
     )
     made = World(world, start_ms=start_ms, rewards=rewards)
-    shop = Shop(settings, made, Clock(start_ms=start_ms, speed=speed), rate=rate, habits=Habits())
+    shop = Shop(settings, made, Clock(start_ms=start_ms, speed=speed, seconds=seconds), rate=rate, habits=Habits())
     shop.open()
     shop.load_items()
     return shop

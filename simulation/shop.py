@@ -95,10 +95,13 @@ class Planted:
 
 
 class Clock:
-    """The world's clock: from `start_ms`, `speed` times as fast as the wall clock."""
+    """The world's clock: from `start_ms`, `speed` times as fast as the wall clock, for `seconds` of that.
 
-    def __init__(self, *, start_ms: int, speed: float) -> None:
-        self._start_ms, self._speed, self._begun = start_ms, speed, 0.0
+    Then it stands, however late a busy machine is with the last events: none may lie ahead of the wall clock.
+    """
+
+    def __init__(self, *, start_ms: int, speed: float, seconds: float) -> None:
+        self._start_ms, self._speed, self._seconds, self._begun = start_ms, speed, seconds, 0.0
 
     def start(self) -> None:
         self._begun = time.monotonic()
@@ -109,7 +112,7 @@ class Clock:
         return time.monotonic() - self._begun if self._begun else 0.0
 
     def now(self) -> int:
-        return self._start_ms + int(self.elapsed * self._speed * 1000)
+        return self._start_ms + int(min(self.elapsed, self._seconds) * self._speed * 1000)
 
 
 class Shop:

@@ -83,7 +83,7 @@ def traded(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     start_ms = begun_ms - int(4 * SPEED * 1000) - WINDOW_MS - 3 * HOUR_MS
     world = World(WorldSettings(items=500, arriving=40, users=150), start_ms=start_ms)
     habits = Habits(duplicates=0.05, rubbish=0.03, late=0.02, late_outcomes=5, altered=0.1)
-    shop = Shop(made, world, Clock(start_ms=start_ms, speed=SPEED), rate=400, habits=habits)
+    shop = Shop(made, world, Clock(start_ms=start_ms, speed=SPEED, seconds=4), rate=400, habits=habits)
     answering = Answering(made, world.catalogue.ids[:500])
     answering.start()
     assert answering.ready.wait(10)
@@ -103,7 +103,9 @@ def traded(bootstrap: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_a_shop_trades_at_its_rate_and_knows_what_it_planted(traded: tuple[Settings, Shop, float]) -> None:
     settings, shop, took = traded
-    assert took == pytest.approx(4.0, abs=0.25)
+    assert took > 3.99
+    late = [second - n / 400 for n, second in enumerate(shop.sent_at_second)]
+    assert min(late) > -0.01 and sorted(late)[len(late) // 2] < 0.25  # each at its time, on a busy machine too
 
     seen: list[Any] = []
     kafka.read_to_end(settings, settings.topic("events"), seen.append)
