@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=5_000, help="events/s of the sustained part")
     parser.add_argument("--seconds", type=float, default=60, help="of the sustained part")
     parser.add_argument("--backlog", type=int, default=100_000, help="events drained at full speed")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes; there are two partitions")
     parser.add_argument("--peer", type=float, default=20, help="seconds that the plain Faust app gets")
     parser.add_argument("--produce", nargs=4, metavar=("ADDRESS", "START", "COUNT", "RATE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -91,9 +92,9 @@ def main() -> None:
         address, start, count, rate = given.produce
         produce(address, start=int(start), count=int(count), rate=float(rate))
         return
-    figures: dict[str, Any] = {"benchmark": "standard_load", "machine": machine()}
+    figures: dict[str, Any] = {"benchmark": "standard_load", "machine": machine(), "workers": given.workers}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder, System(Path(folder), settings_of) as system:
-        load_catalogue(system)
+        load_catalogue(system, workers=given.workers)
         fresh = Freshness(system)
         fresh.start()
         sent = warm_up(system)
@@ -115,14 +116,14 @@ def main() -> None:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def load_catalogue(system: System) -> None:
+def load_catalogue(system: System, *, workers: int) -> None:
     with Sender(system.settings, "items") as sender:
         for item_id, message in item_messages():
             sender.send(item_id, message)
     system.start_roles(["catalogue"])
     system.wait(lambda: system.items_encoded() >= ITEMS, "the catalogue", limit_s=180, every_s=1)
     system.stop_roles()
-    system.start_roles()
+    system.start_roles(workers=workers)
 
 
 def warm_up(system: System) -> int:

@@ -70,9 +70,9 @@ class System:
 
     # -- roles --------------------------------------------------------------------------------------------------------
 
-    def start_roles(self, roles: Sequence[str] = ROLES, *, ready_s: float = 120) -> None:
+    def start_roles(self, roles: Sequence[str] = ROLES, *, workers: int = 1, ready_s: float = 120) -> None:
         """Returns when every role is ready."""
-        self._roles = Supervisor(self.settings, roles, output=self._say)
+        self._roles = Supervisor(self.settings, roles, workers=workers, output=self._say)
         self._roles.start()
         self.wait(self._roles.ready, "the roles", limit_s=ready_s)
 
