@@ -43,10 +43,10 @@ class NeuralLinear(Ranking):
         ridge: float = 1.0,
         draws: int = 32,
         seed: int = 0,
-        memory: int = 32_768,
+        memory: int = 16_384,
         first_training: int = 2_048,
         train_every: int = 16_384,
-        steps: int = 256,
+        steps: int = 128,
         **shape: Any,
     ) -> None:
         """The trunk is trained after `first_training` fresh examples, then each time they have doubled, then after
