@@ -169,6 +169,8 @@ class World:
             return [self._event(user, "search", ts, text=text)]
         near = self._members[kind]
         near = near[self.live[near]]
+        if not len(near):  # a small shop may have sold out of a whole category: he looks at what there is
+            near = np.flatnonzero(self.live)
         # Gumbel-max: an item is viewed in proportion to exp(what the user feels for it).
         wish = self.tastes.lasting[user, near] + self.tastes.trend[near] + rng.gumbel(size=len(near))
         item = int(near[np.argmax(wish)])
