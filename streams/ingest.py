@@ -96,7 +96,7 @@ class Ingest:
             session_timeout_ms=10_000,
             heartbeat_interval_ms=1_000,  # how soon a member learns that another has come
             partition_assignment_strategy="roundrobin",
-            # The broker gathers what comes within the linger: a fetch for every message costs it more than the messages.
+            # The broker gathers what comes within the linger: a fetch a message costs it more than messages.
             fetch_wait_max_ms=max(1, self._settings.ingest.linger),
             fetch_min_bytes=65_536,
             fetch_error_backoff_ms=20,
