@@ -2,6 +2,7 @@
 
     decide(query, k)   -> Slates, each position with its exact propensity
     learn(examples)    -> the policy moved on; the same examples in the same order give the same bits
+    follow(steps)      -> the same, from whole slates and what came after them: reinforcement learning
     snapshot/restore   -> named arrays and plain numbers, nothing that executes
 
 B = decisions, n = candidates (padded), d = state and item dimension, m = scalar features, c = context features.
@@ -73,6 +74,32 @@ class Examples:
     rewards: F64  # (N,)
     fresh: Bool  # (N,)
     ids: U64  # (N,) one id per shown position: a correction carries its example's
+    weights: F64 | None = None  # (N,) ≥ 0, how much each counts in a sum of squares; None: 1 each
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What followed: whole slates whose rewards are known, each with the same user's next decision.
+
+    k = positions of the slate shown, K = of the next one; padded positions are False in `shown` and `next_shown`.
+    The next slate stands for the actions of the next state: a maximum over it stays within what was logged.
+    """
+
+    states: F32  # (N, d)
+    contexts: F32  # (N, c)
+    items: F32  # (N, k, d)
+    scalars: F32  # (N, k, m)
+    shown: Bool  # (N, k)
+    rewards: F64  # (N, k) by position
+    propensities: F64  # (N, k)
+    next_states: F32  # (N, d)
+    next_contexts: F32  # (N, c)
+    next_items: F32  # (N, K, d)
+    next_scalars: F32  # (N, K, m)
+    next_shown: Bool  # (N, K)
+    elapsed_s: F64  # (N,) from this decision to the next one
+    terminal: Bool  # (N,) True where no decision followed: what is `next_…` has no effect
+    ids: U64  # (N,)
 
 
 class Policy(Protocol):
@@ -86,6 +113,7 @@ class Policy(Protocol):
     name: str
     memory: int
     learns: bool  # whether examples change what it does
+    follows: bool  # whether steps do
     dim: int  # d
     scalars: tuple[str, ...]  # m names
     contexts: int  # c
@@ -113,6 +141,13 @@ class Policy(Protocol):
 
     def learn(self, examples: Examples) -> None:
         """Learns one batch. Raises ValueError, and has learned nothing, if a number is not finite or a shape wrong."""
+        ...
+
+    def follow(self, steps: Steps) -> None:
+        """Learns from what followed. Raises ValueError, and has learned nothing, where a number is not finite.
+
+        A policy whose `follows` is False ignores them.
+        """
         ...
 
     def remember(self, examples: Examples) -> None:

@@ -92,7 +92,8 @@ def corrections(examples: Examples, rewards: F64) -> Examples:
 
 def take(batch: Rows, rows: Any) -> Rows:
     """Some rows of a query or of examples."""
-    return replace(batch, **{f.name: getattr(batch, f.name)[rows] for f in fields(batch)})
+    arrays = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
 
 def bits(policy: Policy) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.policy.base import F32, F64, I64, Arrays, Examples, Meta, Query, Slates
+from headrace.policy.base import F32, F64, I64, Arrays, Examples, Meta, Query, Slates, Steps
 from headrace.policy.features import BLOCK, SCALARS
 from headrace.policy.slates import Choice, check_floor, rescore, sample
 
@@ -20,6 +20,7 @@ class Ranking(ABC):
     name: str
     memory = 0
     learns = True
+    follows = False
 
     def __init__(self, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int = 0, floor: float = 0.1) -> None:
         self.dim, self.scalars, self.contexts = dim, tuple(scalars), contexts
@@ -80,6 +81,9 @@ class Ranking(ABC):
         self.check(examples)
         self.learned += len(examples.rewards)
 
+    def follow(self, steps: Steps) -> None:
+        return None
+
     def remember(self, examples: Examples) -> None:
         self.check(examples)
 
@@ -96,6 +100,10 @@ class Ranking(ABC):
             "ids": (n,),
         }
         _check_shapes(examples, wanted)
+        if examples.weights is not None:
+            _check_shapes(examples, {"weights": (n,)})
+            if not (np.isfinite(examples.weights).all() and (examples.weights >= 0).all()):
+                raise ValueError("an example's weight is not finite or negative: nothing of this batch was learned")
         for name in ("states", "contexts", "items", "scalars", "rewards"):
             if not np.isfinite(getattr(examples, name)).all():
                 raise ValueError(f"an example's {name} are not finite: nothing of this batch was learned")

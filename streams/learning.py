@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from headrace.policy.features import SCALARS
+from headrace.policy.registry import LEARNED
 from headrace.streams.book import Book, Widths
 from headrace.streams.context import ContextEncoder
 from headrace.streams.parts import BehaviourParts, PolicyPart
 from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.settings import Settings
-from headrace.streams.versions import LEARNED, make_policy, part_of
+from headrace.streams.versions import make_policy, part_of
 
 
 @dataclass

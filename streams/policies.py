@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy import features, registry
 from headrace.policy.base import Policy
 from headrace.policy.behaviour import CoOccurrence, Popularity
+from headrace.policy.registry import LEARNED
 from headrace.policy.snapshot import unpack
 from headrace.streams.context import ContextEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 from headrace.streams.state import short_hash
+from headrace.streams.versions import make_policy
 
 log = logging.getLogger("headrace.worker")
 _POPULAR = 400  # how far down the popularity list candidates are drawn from
 _FOLLOWING = 16
-_LEARNED = ("linucb", "lints", "neural_linear")
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,7 @@ class Policies:
         self._following: dict[int, NDArray[np.int64]] = {}
 
     def _make(self, name: str, dim: int) -> Policy:
-        p = self._settings.policy
-        return registry.make(
-            name, dim=dim, scalars=features.SCALARS, contexts=self.contexts, floor=p.floor, alpha=p.alpha,
-            draws=p.draws,
-            ridge=p.ridge, seed=p.seed,
-        )  # fmt: skip
+        return make_policy(self._settings, name, dim=dim)
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
@@ -104,7 +99,7 @@ class Policies:
         """What an arm decides with now. A policy that has learned nothing yet leaves its users to what is popular."""
         name = self._by_arm[arm]
         served = self._served[name]
-        if name in _LEARNED and not served.version:
+        if name in LEARNED and not served.version:
             name = "popular"
             served = self._served[name]
         if name in ("popular", "item_to_item"):

@@ -145,6 +145,9 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     scalars: bytes  # float32 (k, m)
     candidates: bytes  # uint64 (n,): item keys
     explored: bytes  # uint8 (k,)
+    # Of a sampled share of decisions (decisions.full_share), all that it takes to score every candidate again:
+    all_items: bytes = b""  # float16 (n, d), in the order of `candidates`
+    all_scalars: bytes = b""  # float32 (n, m)
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):

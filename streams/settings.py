@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from headrace.policy.names import POLICIES
+
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
 
@@ -160,9 +162,8 @@ class Decisions(Section):
 
 
 def _known_policy(name: str) -> str:
-    known = ("random", "popular", "item_to_item", "linucb", "lints", "neural_linear")
-    if name not in known:
-        raise ValueError(f"unknown policy; choose one of {', '.join(known)}")
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy; choose one of {', '.join(POLICIES)}")
     return name
 
 

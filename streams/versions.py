@@ -13,22 +13,11 @@ from headrace.streams.context import ContextEncoder
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 
-LEARNED = ("linucb", "lints", "neural_linear")
-
 
 def make_policy(settings: Settings, name: str, *, dim: int) -> Policy:
     """A policy that has learned nothing, as the settings want it; `dim` is the user encoder's."""
-    wanted = settings.policy
-    return registry.make(
-        name,
-        dim=dim,
-        contexts=ContextEncoder(settings).size,
-        floor=wanted.floor,
-        alpha=wanted.alpha,
-        draws=wanted.draws,
-        ridge=wanted.ridge,
-        seed=wanted.seed,
-    )
+    options = settings.policy.model_dump(exclude={"name"})
+    return registry.make(name, dim=dim, contexts=ContextEncoder(settings).size, **options)
 
 
 def part_of(record: PolicyVersion) -> tuple[str, int]:
