@@ -56,9 +56,8 @@ def test_after_training_the_sums_over_x_are_of_all_and_those_over_z_of_the_memor
 def test_a_correction_moves_what_its_example_moved() -> None:
     policy = small()
     learned = learn(policy, batches=10)
-    everything = Examples(
-        *(np.concatenate(columns) for columns in zip(*(vars(b).values() for b in learned), strict=True))
-    )
+    names = [name for name, array in vars(learned[0]).items() if array is not None]
+    everything = Examples(**{name: np.concatenate([getattr(b, name) for b in learned]) for name in names})
     wide = policy._wide
     # 60 was forgotten, the trunk was trained on 150, its head on 151, and 190 came later.
     for number, deep in ((60, False), (150, False), (151, True), (190, True)):
