@@ -47,6 +47,7 @@ class Decision:
     """One decision held. Arrays stay the bytes they came as: about 2 kB, joined into batches at memory speed."""
 
     __slots__ = (
+        "arm",
         "closed",
         "context",
         "heard",
@@ -59,10 +60,13 @@ class Decision:
         "size",
         "state",
         "user_id",
+        "version",
     )
 
     def __init__(self, opened: Opened) -> None:
         self.user_id = opened.user_id
+        self.arm = opened.arm
+        self.version = opened.policy_version
         self.id = int.from_bytes(hashlib.blake2b(opened.recommendation_id.encode(), digest_size=8).digest(), "little")
         self.size = len(opened.slate)
         self.state = opened.state
@@ -84,6 +88,7 @@ class Lessons:
     positions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     fresh: list[bool] = field(default_factory=list)
+    first_shown: list[Decision] = field(default_factory=list)  # decisions of which nothing was shown before
     behaviour: list[Behaviour] = field(default_factory=list)
     sent_ms: list[int] = field(default_factory=list)  # of the outcomes that taught
     unmatched: int = 0  # outcomes whose decision is not held
@@ -124,6 +129,8 @@ class Lessons:
     def show(self, decision: Decision, position: int) -> None:
         """The position was shown: an example with the reward known so far, once."""
         if not decision.learned >> position & 1:
+            if not decision.learned:
+                self.first_shown.append(decision)
             decision.learned |= 1 << position
             self._add(decision, position, decision.rewards.get(position, 0.0), fresh=True)
 
@@ -148,7 +155,7 @@ def _finite(examples: Examples) -> Examples | None:
         return examples
     if not good.any():
         return None
-    return Examples(**{name: column[good] for name, column in vars(examples).items()})
+    return Examples(**{name: column[good] for name, column in vars(examples).items() if column is not None})
 
 
 class Book:
