@@ -1,5 +1,6 @@
 """The names of all policies, for whoever must not load arrays to know them."""
 
 BASELINES = ("random", "popular", "item_to_item")  # learn nothing: honest controls
+TRAINED = ("actor",)  # learn nothing from traffic: served from a snapshot that was trained elsewhere
 LEARNED = ("linucb", "lints", "neural_linear")
-POLICIES = BASELINES + LEARNED
+POLICIES = BASELINES + TRAINED + LEARNED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from headrace.policy.actor import Actor
 from headrace.policy.base import Policy
 from headrace.policy.baselines import ItemToItem, Popular, Random
 from headrace.policy.features import SCALARS
@@ -32,6 +33,8 @@ def make(name: str, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int
         return Popular(**shape)
     if name == "item_to_item":
         return ItemToItem(**shape)
+    if name == "actor":
+        return Actor(**shape)
     if name == "linucb":
         return LinUCB(alpha=o.alpha, ridge=o.ridge, **shape)
     sampled: type[LinTS] | type[NeuralLinear] = LinTS if name == "lints" else NeuralLinear
