@@ -90,6 +90,15 @@ class Metrics:
             "outcome_to_policy_seconds", "From the shop's send of an outcome to the committed version that knows it"
         )
 
+        # learner: the gate
+        self.serving = gauge("serving_policy", "1 for the policy that an arm runs", "arm", "policy")
+        self.frozen = gauge("policy_frozen", "1 where a policy is frozen", "policy")
+        self.gate_decisions = gauge("gate_decisions", "Decisions shown since this evidence began", "arm")
+        self.gate_value = gauge("gate_reward_per_decision", "Reward a shown decision since this evidence began", "arm")
+        self.gate_lift = gauge("gate_lift", "A challenger's value over the champion's, minus one", "arm", "bound")
+        self.promotions = counter("policy_promotions_total", "Policies promoted to the arm `policy`", "policy")
+        self.rollbacks = counter("policy_rollbacks_total", "Policies put back to a staged version", "rule")
+
         # A counter first seen at 1 has no increase: what alerts watch is there from the start, at 0.
         for family, values in (
             (self.commits, ("committed", "retried", "failed")),
@@ -97,6 +106,7 @@ class Metrics:
             (self.item_changes, ("new", "changed", "removed")),
             (self.encoder_cache, ("hit", "rebuilt")),
             (self.learner_steps, ("fresh", "correction")),
+            (self.rollbacks, ("reward", "calibration", "norm", "not_finite", "command")),
         ):
             for value in values:
                 family.labels(value)

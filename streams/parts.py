@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from headrace.policy.base import Examples, Policy
+from headrace.policy.base import Arrays, Examples, Meta, Policy
 from headrace.policy.behaviour import CoOccurrence, Popularity, behaviour
 from headrace.streams.records import Behaviour, PolicyVersion
 from headrace.streams.versions import arrays_of, part_of, version_of
@@ -46,11 +46,16 @@ class Trail:
 
 
 class PolicyPart:
-    """One learned policy. `known`: up to this offset a published version has learned; -1 for nothing."""
+    """One learned policy. `known`: up to this offset a published version has learned; -1 for nothing.
+
+    `forgot`: where the policy was put back to an earlier version; nothing up to there is remembered any more.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.known = -1
+        self.known = self.forgot = -1
+        self.reread_from = 0  # a restart reads the log from here
+        self._beginning = policy.snapshot()
         self._published = -1
         self._learned = False  # something since the last version
         self._trail = Trail(policy.memory)
@@ -63,9 +68,22 @@ class PolicyPart:
             log.warning("%s %s cannot be resumed and is learned anew: %s", record.part, record.version, error)
             return
         self.known = self._published = record.offset
+        self.forgot, self.reread_from = int(record.meta.get("forgot", -1)), record.replay_from
+
+    def become(self, arrays: Arrays, meta: Meta, *, offset: int) -> None:
+        """Puts an earlier version back, after the message at `offset`."""
+        self.policy.restore(arrays, meta)
+        self._trail = Trail(self.policy.memory)
+        self.forgot, self._learned = offset, True
+
+    def begin_anew(self, *, offset: int) -> None:
+        """Puts back what the policy was before it learned anything."""
+        self.become(*self._beginning, offset=offset)
 
     def take(self, examples: Examples, offset: int, *, replay_from: int) -> None:
         """`replay_from` is the book's, before this message."""
+        if offset <= min(self.known, self.forgot):
+            return
         self._trail.note(int(np.count_nonzero(examples.fresh)), replay_from)
         if offset > self.known:
             self.policy.learn(examples)
@@ -80,12 +98,15 @@ class PolicyPart:
     def publish(self, *, version: int, offset: int, book: int, created_ms: int) -> PolicyVersion:
         """`book` is the book's replay offset after the message at `offset`."""
         self._published, self._learned = offset, False
+        self.reread_from = self._trail.replay_from(book)
+        arrays, meta = self.policy.snapshot()
         return version_of(
             self.policy.name,
-            *self.policy.snapshot(),
+            arrays,
+            meta | {"forgot": self.forgot},
             version=version,
             offset=offset,
-            replay_from=self._trail.replay_from(book),
+            replay_from=self.reread_from,
             created_ms=created_ms,
         )
 

@@ -3,13 +3,15 @@ records."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy.base import Policy
+from headrace.policy.base import Meta, Policy
 from headrace.policy.behaviour import CoOccurrence, Popularity
 from headrace.policy.registry import LEARNED
 from headrace.policy.snapshot import unpack
@@ -52,6 +54,13 @@ def policy_of_arm(settings: Settings, arm: str) -> str:
     return settings.policy.name if arm == "policy" else arm
 
 
+def serves(meta: Meta, arms: Mapping[str, str]) -> dict[str, str]:
+    """Which policy each arm runs by the gate's record; nothing where the arms have changed since."""
+    said: dict[str, str] = json.loads(str(meta["serves"]))
+    same = said.keys() == arms.keys() and sorted(said.values()) == sorted(arms.values())
+    return said if same else {}
+
+
 class Policies:
     """One object a worker. `apply` takes what the learner published; everything else only reads."""
 
@@ -88,6 +97,8 @@ class Policies:
             elif name == "co_occurrence":
                 self._pairs.restore(int(shard or 0), arrays, meta)
                 self._following.clear()
+            elif name == "gate":
+                self._by_arm.update(serves(meta, self._by_arm))
             elif name in self._served:
                 policy = self._make(name, self._items.dim)
                 policy.restore(arrays, meta)

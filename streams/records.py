@@ -246,6 +246,21 @@ class PolicyVersion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     meta: dict[str, str | int | float]
 
 
+# -- policy-commands: a person → learner ------------------------------------------------------------------------------
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What somebody wants of the learner, as JSON. `action`: freeze, unfreeze, pin, promote, rollback."""
+
+    command_id: str
+    action: str
+    policy: str
+    who: str
+    why: str
+    ts: int
+    version: int | None = None
+
+
 def encode(record: msgspec.Struct) -> bytes:
     return _encoder.encode(record)
 
@@ -255,6 +270,8 @@ decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_item = msgspec.msgpack.Decoder(Item).decode
 decode_transitions = msgspec.msgpack.Decoder(Transitions).decode
 decode_policy_version = msgspec.msgpack.Decoder(PolicyVersion).decode
+encode_command = msgspec.json.Encoder().encode
+decode_command = msgspec.json.Decoder(Command).decode
 
 
 _TRANSITIONS_BYTES = 400_000  # a record of `transitions` stays under a broker's usual 1 MB

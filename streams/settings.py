@@ -200,6 +200,20 @@ class Learner(Section):
     keep_versions: Duration = duration_ms("1d")
 
 
+class Gate(Section):
+    """Who may take the arm `policy` over, and what takes a bad version back."""
+
+    challengers: tuple[str, ...] = ()  # arms whose policy may take the arm `policy` over
+    margin: float = Field(0.0, ge=0)  # of the champion's value: by so much a challenger must be better
+    error: float = Field(0.05, gt=0, lt=0.5)  # chance that a challenger that is no better is ever promoted
+    min_decisions: int = Field(1_000, ge=1)  # shown, of each of the two
+    planned: int = Field(50_000, ge=100)  # shown decisions at which the interval is narrowest
+    guard: bool = True  # rolls the arm `policy` back where its rewards, propensities or weights go wrong
+    control: str = ""  # the arm it is held against; "": the first baseline among the arms
+    stage_every: int = Field(240, ge=1)  # boundaries (four a second) from one staged version to the next
+    staged: int = Field(5, ge=2, le=50)  # staged versions kept a policy
+
+
 class Metrics(Section):
     port: int = Field(9108, ge=0, le=65_535)
     host: str = "127.0.0.1"
@@ -225,6 +239,7 @@ class Settings(BaseSettings):
     policy: Policy = Policy()
     arms: Arms = Arms()
     learner: Learner = Learner()
+    gate: Gate = Gate()
     metrics: Metrics = Metrics()
 
     @classmethod
@@ -255,6 +270,13 @@ class Settings(BaseSettings):
     @classmethod
     def _default_placement_exists(cls, given: Any) -> Any:
         return {"default": Placement(), **given} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _gate_names_arms(self) -> Settings:
+        for arm in (*self.gate.challengers, *([self.gate.control] if self.gate.control else [])):
+            if arm not in self.arms.shares or arm == "policy":
+                raise ValueError(f"gate names the arm {arm!r}: give it a share in [arms.shares], or leave it out")
+        return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():

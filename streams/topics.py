@@ -72,6 +72,7 @@ def table(settings: Settings) -> list[Topic]:
         ours("item-vectors", 1, reread),
         ours("transitions", 1, kept),  # one partition: one total order for the learner
         ours("policy-versions", 1, reread),
+        ours("policy-commands", 1, kept),  # what people want of the learner, in order
     ]
 
 

@@ -1,17 +1,20 @@
 """Policy versions as the learner publishes and the worker serves them: which part, which arrays, which policy.
 
 Parts: a learned policy by its name (`neural_linear`), the behaviour models by shard (`popularity/3`,
-`co_occurrence/17`).
+`co_occurrence/17`), the gate's record (`gate`), staged versions (`staged/linucb/2`), the history (`history/7`).
 """
 
 from __future__ import annotations
 
 from headrace.policy import registry
 from headrace.policy.base import Arrays, Meta, Policy
+from headrace.policy.names import POLICIES
 from headrace.policy.snapshot import pack, unpack
 from headrace.streams.context import ContextEncoder
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
+
+SERVED = (*POLICIES, "popularity", "co_occurrence")  # what a worker takes up; other records are the learner's own
 
 
 def make_policy(settings: Settings, name: str, *, dim: int) -> Policy:

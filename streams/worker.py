@@ -31,6 +31,7 @@ from headrace.streams.records import decode_batch, decode_item, decode_policy_ve
 from headrace.streams.settings import Settings
 from headrace.streams.slots import claim
 from headrace.streams.standby import PartitionState, Standbys
+from headrace.streams.versions import SERVED
 
 log = logging.getLogger("headrace.worker")
 _WAITING_BYTES = 16_777_216  # of one partition's records read ahead
@@ -290,7 +291,8 @@ class Worker:
                         self.metrics.item_latency.observe(max(0.0, now - record.sent_ms / 1000))
             else:
                 self.policies.apply(record)
-                self.metrics.policy_version.labels(record.policy).set(record.version)
+                if record.policy in SERVED:
+                    self.metrics.policy_version.labels(record.policy).set(record.version)
         if self.items.settle():
             self.recommender.forget()
 

@@ -1,0 +1,84 @@
+"""Staged versions: the last few good ones of every learned policy, to go back to. Pure.
+
+They lie in `policy-versions` under `staged/POLICY/SLOT`; the gate's record lists which of them stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from headrace.policy.base import Policy
+from headrace.streams.records import PolicyVersion
+from headrace.streams.versions import version_of
+
+STAGED = "staged"
+
+
+class Staging:
+    """A version is staged every `every` boundaries; `kept` of them a policy, oldest out."""
+
+    def __init__(self, *, every: int, kept: int) -> None:
+        self._every, self._kept = every, kept
+        self._staged: dict[str, list[PolicyVersion]] = {}  # oldest first
+        self._slot: dict[str, int] = {}  # the next one to be written
+        self._unpublished: list[PolicyVersion] = []
+
+    def due(self, boundary: int) -> bool:
+        return boundary % self._every == 0
+
+    def stage(self, policy: Policy, *, boundary: int, offset: int, created_ms: int) -> None:
+        """Keeps the policy as it is, where it is time."""
+        if not self.due(boundary):
+            return
+        name = policy.name
+        slot = self._slot.get(name, 0)
+        self._slot[name] = (slot + 1) % self._kept
+        record = version_of(
+            f"{STAGED}/{name}/{slot}",
+            *policy.snapshot(),
+            version=boundary,
+            offset=offset,
+            replay_from=offset + 1,
+            created_ms=created_ms,
+        )
+        self._staged.setdefault(name, []).append(record)
+        del self._staged[name][: -self._kept]
+        self._unpublished.append(record)
+
+    def find(self, name: str, version: int | None = None) -> PolicyVersion | None:
+        """The staged version asked for. Without one: the newest but one, as what goes wrong now may have begun before
+        the newest was staged; the only one where there is but one."""
+        staged = self._staged.get(name, [])
+        if version is None:
+            return (staged[-2:] or [None])[0]
+        return next((record for record in staged if record.version == version), None)
+
+    def versions(self, name: str) -> list[int]:
+        return [record.version for record in self._staged.get(name, [])]
+
+    def drop_after(self, name: str, version: int) -> None:
+        """Forgets what was staged after a version that was put back."""
+        self._staged[name] = [record for record in self._staged.get(name, []) if record.version <= version]
+
+    def publish(self) -> list[PolicyVersion]:
+        """What was staged since the last call, and still stands."""
+        standing = {record.part: record for records in self._staged.values() for record in records}
+        found = [record for record in self._unpublished if standing.get(record.part) is record]
+        self._unpublished.clear()
+        return found
+
+    def table(self) -> dict[str, list[list[int]]]:
+        """{policy: [[slot, version], …]}, oldest first."""
+        return {
+            name: [[int(record.part.rpartition("/")[2]), record.version] for record in records]
+            for name, records in self._staged.items()
+        }
+
+    def resume(self, records: Iterable[PolicyVersion], table: dict[str, list[list[int]]]) -> None:
+        """Takes up the records that `table` lists."""
+        known = {(record.part, record.version): record for record in records}
+        for name, entries in table.items():
+            found = [known.get((f"{STAGED}/{name}/{slot}", version)) for slot, version in entries]
+            self._staged[name] = [record for record in found if record is not None][-self._kept :]
+            if entries:
+                self._slot[name] = (entries[-1][0] + 1) % self._kept
