@@ -3,7 +3,8 @@
 registry         policies by name: make("lints", dim=64)
 base, checks     the contract of a policy, and what every policy must pass
 features         what linear models see of a candidate
-slates           drawing and re-scoring slates with exact propensities
+slates, few      drawing and re-scoring slates with exact propensities, mixtures of two policies included
+choices          ε-greedy and inverse gap weighting (SquareCB) as such distributions
 baselines        random, popular, item to item
 linear, ridge    LinUCB and linear Thompson sampling over Bayesian linear regression
 neural_linear    the same over features that a small network learns (trunk, trunk_training, memory)

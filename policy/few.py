@@ -7,6 +7,7 @@ hundred. tests/policy/test_few.py holds the two against each other.
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import nextafter
 from typing import Protocol
 
 import numpy as np
@@ -96,32 +97,123 @@ class EvenRow:
         del self._left[bisect_left(self._left, gone)]
 
 
+class SoftmaxRow:
+    def __init__(self, logits: F64) -> None:
+        """`logits` (n,), -inf for what is not there; used up."""
+        self._logits = logits
+        self._weigh()
+
+    def _weigh(self) -> None:
+        largest = self._logits.max()
+        self._weights = np.exp(self._logits - (largest if np.isfinite(largest) else 0.0))
+        self._cdf = self._weights.cumsum()
+        self._total = float(self._cdf[-1])
+
+    def first(self) -> int:
+        return int(self._weights.argmax())
+
+    def pick(self, u: float) -> int:
+        target = min(u * self._total, nextafter(self._total, 0.0))
+        return min(int(self._cdf.searchsorted(target, side="right")), len(self._cdf) - 1)
+
+    def probability(self, index: int) -> float:
+        return float(self._weights[index]) / self._total
+
+    def remove(self, gone: int) -> None:
+        self._logits[gone] = -np.inf
+        self._weigh()
+
+
+class EpsilonGreedyRow:
+    def __init__(self, greedy: GreedyRow, mask: Bool, epsilon: float) -> None:
+        self._greedy, self._epsilon = greedy, epsilon
+        self._left = LeftRow(mask)
+
+    def first(self) -> int:
+        return self._greedy.first()
+
+    def pick(self, u: float) -> int:
+        if u < 1 - self._epsilon:
+            return self._greedy.first()
+        n_left = len(self._left.order)
+        return self._left.order[int(min(max((u - (1 - self._epsilon)) / self._epsilon * n_left, 0.0), n_left - 1))]
+
+    def probability(self, index: int) -> float:
+        return (1 - self._epsilon) * self._greedy.probability(index) + self._epsilon / len(self._left.order)
+
+    def remove(self, gone: int) -> None:
+        self._greedy.remove(gone)
+        self._left.remove(gone)
+
+
+class InverseGapRow:
+    def __init__(self, scores: F64, gamma: float) -> None:
+        """`scores` (n,), -inf for what is not there; used up."""
+        self._scores, self._gamma = scores, gamma
+        self._k = max(int(np.isfinite(scores).sum()), 1)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        self._best = int(self._scores.argmax())
+        largest = self._scores[self._best]
+        # What is not there has an infinite gap, hence no chance.
+        self._others = 1 / (self._k + self._gamma * ((largest if np.isfinite(largest) else 0.0) - self._scores))
+        self._others[self._best] = 0.0
+        self._cdf = self._others.cumsum()
+        self._of_best = max(1 - float(self._cdf[-1]), 1 / self._k)
+
+    def first(self) -> int:
+        return self._best
+
+    def pick(self, u: float) -> int:
+        below = int(self._cdf.searchsorted(u, side="right"))
+        return below if below < len(self._cdf) else self._best
+
+    def probability(self, index: int) -> float:
+        return self._of_best if index == self._best else float(self._others[index])
+
+    def remove(self, gone: int) -> None:
+        self._scores[gone] = -np.inf
+        self._k -= 1
+        self._weigh()
+
+
+class LeftRow:
+    """The candidates left, in the order that `slates.Left` has them."""
+
+    def __init__(self, mask: Bool) -> None:
+        self.order: list[int] = np.flatnonzero(mask).tolist()
+        self._place = {candidate: at for at, candidate in enumerate(self.order)}
+
+    def remove(self, gone: int) -> None:
+        last = self.order.pop()
+        at = self._place.pop(gone)
+        if last != gone:
+            self.order[at] = last
+            self._place[last] = at
+
+
 def sample_few(rows: list[RowChoice], mask: Bool, scores: F32, k: int, *, floor: float, draws: F64) -> Slates:
     """`slates.sample` for choices a row; `draws` (k, B) are its uniform numbers."""
     index = np.full((len(rows), k), -1, np.int64)
     propensities = np.zeros((len(rows), k))
     explored = np.zeros((len(rows), k), np.bool_)
     for i, choice in enumerate(rows):
-        order: list[int] = np.flatnonzero(mask[i]).tolist()  # the first of those left, as slates._Left has them
-        place = {candidate: at for at, candidate in enumerate(order)}
-        for j, u in enumerate(draws[: len(order), i].tolist()):
-            n_left = len(order)
+        left = LeftRow(mask[i])
+        for j, u in enumerate(draws[: len(left.order), i].tolist()):
+            n_left = len(left.order)
             if u < 1 - floor:
                 chosen = choice.pick(min(u / (1 - floor), _ALMOST_ONE))
             else:
                 rank = int(max((u - (1 - floor)) / floor * n_left, 0.0))
-                chosen = order[min(rank, n_left - 1)]
+                chosen = left.order[min(rank, n_left - 1)]
             index[i, j] = chosen
             propensities[i, j] = (1 - floor) * choice.probability(chosen) + floor / n_left
             explored[i, j] = chosen != choice.first()
             if n_left == 1:
                 break
             choice.remove(chosen)
-            last = order.pop()
-            at = place.pop(chosen)
-            if last != chosen:
-                order[at] = last
-                place[last] = at
+            left.remove(chosen)
     shown = np.where(index >= 0, scores[np.arange(len(rows))[:, None], index], np.float32(0))
     return Slates(index, propensities, shown, explored)
 

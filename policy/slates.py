@@ -15,10 +15,11 @@ from typing import Protocol
 import numpy as np
 
 from headrace.policy.base import F32, F64, I64, U64, Bool, Slates
-from headrace.policy.few import FEW, EvenRow, GreedyRow, RowChoice, VotesRow, sample_few
+from headrace.policy.few import FEW, EvenRow, GreedyRow, RowChoice, SoftmaxRow, VotesRow, sample_few
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ALMOST_ONE = np.nextafter(1.0, 0.0)
+_TINY = np.finfo(np.float64).tiny
 
 
 def uniforms(streams: U64, draw: int | I64) -> F64:
@@ -92,6 +93,9 @@ class Greedy:
         self._top = self._scores.argmax(axis=1)
 
     def by_row(self) -> list[RowChoice] | None:
+        return list(self.rows())
+
+    def rows(self) -> list[GreedyRow]:
         return [GreedyRow(scores) for scores in self._scores]
 
 
@@ -180,11 +184,50 @@ class Softmax:
         self._weigh()
 
     def by_row(self) -> list[RowChoice] | None:
-        even = ((self._weights == 1) | (self._weights == 0)).all()
-        return [EvenRow(weights > 0) for weights in self._weights] if even else None
+        if ((self._weights == 1) | (self._weights == 0)).all():
+            return [EvenRow(weights > 0) for weights in self._weights]
+        return [SoftmaxRow(logits) for logits in self._logits]
 
 
-class _Left:
+class Mixture:
+    """share · first + (1 - share) · second at every position, given what stands above it."""
+
+    def __init__(self, first: Choice, second: Choice, share: float | F64) -> None:
+        """`share` in [0, 1], one for all rows or (B,). Both choices are used up. Raises ValueError for others."""
+        self._of_first: F64 = np.asarray(share, np.float64)
+        if not ((self._of_first >= 0) & (self._of_first <= 1)).all():
+            raise ValueError(f"a mixture's share is {share}: choose one between 0 and 1")
+        self._first, self._second = first, second
+
+    def pick(self, u: F64) -> I64:
+        share = self._of_first
+        first = np.minimum(u / np.maximum(share, _TINY), _ALMOST_ONE)
+        second = ((u - share) / np.maximum(1 - share, _TINY)).clip(0.0, _ALMOST_ONE)
+        return np.where(u < share, self._first.pick(first), self._second.pick(second))
+
+    def probability(self, index: I64) -> F64:
+        share = self._of_first
+        probability: F64 = share * self._first.probability(index) + (1 - share) * self._second.probability(index)
+        return probability
+
+    def first(self) -> I64:
+        first: I64 = self.distribution().argmax(axis=1)
+        return first
+
+    def distribution(self) -> F64:
+        share = self._of_first[..., None]
+        pi: F64 = share * self._first.distribution() + (1 - share) * self._second.distribution()
+        return pi
+
+    def remove(self, rows: I64, gone: I64) -> None:
+        self._first.remove(rows, gone)
+        self._second.remove(rows, gone)
+
+    def by_row(self) -> list[RowChoice] | None:
+        return None
+
+
+class Left:
     """The candidates left in each row: the r-th one, and taking one out, cost the same for every n."""
 
     def __init__(self, mask: Bool) -> None:
@@ -195,6 +238,11 @@ class _Left:
         place = np.empty_like(order)
         np.put_along_axis(place, order, np.arange(n)[None, :], axis=1)
         self._order, self._place = order.ravel(), place.ravel()
+
+    def there(self) -> Bool:
+        """(B, n) True for those left."""
+        there: Bool = self._place.reshape(len(self.count), -1) < self.count[:, None]
+        return there
 
     def nth(self, rank: I64) -> I64:
         nth: I64 = self._order[self._start + rank]
@@ -207,6 +255,7 @@ class _Left:
         place = self._place[start + gone]
         self._order[start + place] = last
         self._place[start + last] = place
+        self._place[start + gone] = self.count[rows]
 
 
 def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, streams: U64) -> Slates:
@@ -218,7 +267,7 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
     if len(mask) <= FEW and (few := choice.by_row()) is not None:
         return sample_few(few, mask, scores, k, floor=floor, draws=draws)
     rows = np.arange(len(mask))
-    left = _Left(mask)
+    left = Left(mask)
     index = np.full((len(mask), k), -1, np.int64)
     propensities = np.zeros((len(mask), k))
     explored = np.zeros((len(mask), k), np.bool_)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from headrace.policy.slates import Greedy, Softmax, Votes, _mix, rescore, sample, uniforms
+from headrace.policy.choices import EpsilonGreedy, InverseGap
+from headrace.policy.slates import Choice, Greedy, Mixture, Softmax, Votes, _mix, rescore, sample, uniforms
 
 RANDOM = np.random.default_rng(3)
 
@@ -98,3 +100,68 @@ def test_rescoring_refuses_what_is_not_left() -> None:
             rescore(Greedy(scores, mask), mask, np.array(slate), floor=0.1)
     cut = rescore(Greedy(scores, mask), mask, np.array([[1, -1]]), floor=0.1)
     assert np.isclose(cut[0, 0].sum(), 1) and not cut[0, 1].any()
+
+
+def choices_of(rows: int) -> dict[str, Callable[[], Choice]]:
+    random = np.random.default_rng(4)
+    scores = np.repeat(random.standard_normal((1, 4)).astype(np.float32), rows, axis=0)
+    draws = np.repeat(random.standard_normal((1, 5, 4)).astype(np.float32), rows, axis=0)
+    mask = np.ones((rows, 4), np.bool_)
+    return {
+        "epsilon": lambda: EpsilonGreedy(scores, mask, epsilon=0.3),
+        "gap": lambda: InverseGap(scores, mask, gamma=3.0),
+        "mixture": lambda: Mixture(Votes(draws.copy(), mask), Softmax(scores, mask), 0.3),
+    }
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "gap", "mixture"])
+def test_drawn_as_often_as_it_says(kind: str) -> None:
+    """All 12 slates of two from four: each as often as the product of its propensities."""
+    rows = 200_000
+    mask = np.ones((rows, 4), np.bool_)
+    slates = sample(
+        choices_of(rows)[kind](), mask, np.zeros((rows, 4), np.float32), 2, floor=0.2,
+        streams=np.arange(rows, dtype=np.uint64),
+    )  # fmt: skip
+    pairs = np.array(list(itertools.permutations(range(4), 2)))
+    probabilities = rescore(choices_of(12)[kind](), mask[:12], pairs, floor=0.2)
+    each = np.take_along_axis(probabilities, pairs[:, :, None], axis=2)[:, :, 0].prod(axis=1)
+    assert np.isclose(each.sum(), 1)
+    counts = (slates.index[:, None, :] == pairs).all(axis=2).sum(axis=0)
+    chi2 = ((counts - rows * each) ** 2 / (rows * each)).sum()
+    assert chi2 < 11 + 6 * np.sqrt(22)  # the streams are fixed: this never fails by chance twice
+
+
+def test_epsilon_is_spread_over_all_that_are_left() -> None:
+    mask = np.array([[True, True, False, True]])
+    choice = EpsilonGreedy(np.array([[1.0, 3.0, 9.0, 2.0]], np.float32), mask, epsilon=0.3)
+    assert np.allclose(choice.distribution(), [[0.1, 0.8, 0, 0.1]])
+    choice.remove(np.array([0]), np.array([1]))
+    assert np.allclose(choice.distribution(), [[0.15, 0, 0, 0.85]])
+
+
+def test_inverse_gap_is_squarecb() -> None:
+    mask = np.array([[True, True, False, True]])
+    choice = InverseGap(np.array([[1.0, 3.0, 9.0, 2.5]], np.float32), mask, gamma=4.0)
+    others = [1 / (3 + 4 * 2), 1 / (3 + 4 * 0.5)]
+    assert np.allclose(choice.distribution(), [[others[0], 1 - sum(others), 0, others[1]]])
+    choice.remove(np.array([0]), np.array([1]))
+    assert np.allclose(choice.distribution(), [[1 / (2 + 4 * 1.5), 0, 0, 1 - 1 / 8]])
+    with pytest.raises(ValueError, match="gamma is 0"):
+        InverseGap(np.zeros((1, 2), np.float32), mask[:, :2], gamma=0.0)
+
+
+def test_a_mixture_is_the_weighted_sum_at_every_position() -> None:
+    shares = np.array([0.0, 0.25, 1.0])
+    scores, mask = RANDOM.standard_normal((3, 5)).astype(np.float32), np.ones((3, 5), np.bool_)
+    mixed = Mixture(Greedy(scores, mask), Softmax(scores, mask), shares)
+    first, second = Greedy(scores, mask), Softmax(scores, mask)
+    for _ in range(3):
+        expected = shares[:, None] * first.distribution() + (1 - shares[:, None]) * second.distribution()
+        assert np.allclose(mixed.distribution(), expected)
+        assert np.array_equal(mixed.first(), expected.argmax(axis=1))
+        gone = expected.argmin(axis=1)
+        for choice in (mixed, first, second):
+            choice.remove(np.arange(3), gone)
+    with pytest.raises(ValueError, match="choose one between 0 and 1"):
+        Mixture(first, second, 1.5)
