@@ -147,14 +147,14 @@ class Popularity:
             given[shard] = arrays, {"shards": self._shards.count}
         return given
 
-    def restore(self, shard: int, arrays: Arrays, meta: Meta) -> None:
-        """Replaces one shard. Raises ValueError where it was cut otherwise."""
+    def restore(self, shard: int, arrays: Arrays, meta: Meta, *, changed: bool = False) -> None:
+        """Replaces one shard; `changed` where it is still to be given out. Raises ValueError where it was cut otherwise."""
         self._shards.check(shard, meta)
         old = np.flatnonzero(self._shards.of(self._index.keys) == shard)
         self._counts[old], self._times[old] = 0, 0
         rows = self._rows(arrays["keys"])
         self._counts[rows], self._times[rows] = arrays["counts"], arrays["times"]
-        self._shards.changes[shard] = 0
+        self._shards.changes[shard] = float(changed)
         self._forget_derived()
 
 
@@ -264,8 +264,8 @@ class CoOccurrence:
             given[shard] = arrays, {"shards": self._shards.count, "cap": self._cap}
         return given
 
-    def restore(self, shard: int, arrays: Arrays, meta: Meta) -> None:
-        """Replaces one shard. Raises ValueError where it was cut otherwise."""
+    def restore(self, shard: int, arrays: Arrays, meta: Meta, *, changed: bool = False) -> None:
+        """Replaces one shard; `changed` where it is still to be given out. Raises ValueError where it was cut otherwise."""
         self._shards.check(shard, meta)
         if meta.get("cap") != self._cap:
             raise ValueError(f"the shard holds up to {meta.get('cap')} neighbours an item, this model {self._cap}")
@@ -275,4 +275,4 @@ class CoOccurrence:
             neighbours = self._rows(arrays[f"{name}.neighbours"])
             pairs.clear(old)
             pairs.restore(rows, neighbours, arrays, name)
-        self._shards.changes[shard] = 0
+        self._shards.changes[shard] = float(changed)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from confluent_kafka import KafkaException
 
 from headrace.export import artifact, defaults
-from headrace.streams import kafka, topics
+from headrace.streams import kafka, start, topics
 from headrace.streams.configuration import effective
 from headrace.streams.errors import HeadraceError
 from headrace.streams.settings import Settings
@@ -24,7 +24,14 @@ def check(settings: Settings, *, say: Say, complain: Say) -> bool:
     for key, value in effective(settings).items():
         say(f"{key} = {value}")
     problems = 0
-    for part, look in (("kafka", _kafka), ("topics", _topics), ("text encoder", _text), ("user encoder", _user)):
+    parts = (
+        ("kafka", _kafka),
+        ("topics", _topics),
+        ("text encoder", _text),
+        ("user encoder", _user),
+        ("policy", _policy),
+    )
+    for part, look in parts:
         if part == "topics" and problems:
             continue  # Kafka was not reached: the same line again
         found, well = look(settings)
@@ -59,6 +66,13 @@ def _text(settings: Settings) -> tuple[list[Problem], str]:
 
 def _user(settings: Settings) -> tuple[list[Problem], str]:
     return _model("encoder.artifact", settings.encoder.artifact, defaults.ensure_user, "user")
+
+
+def _policy(settings: Settings) -> tuple[list[Problem], str]:
+    try:
+        return [], f"begins from {start.check(settings)}"
+    except HeadraceError as error:
+        return [str(error)], ""
 
 
 def _model(key: str, name: str, ensure: Callable[[str], object], kind: artifact.Kind) -> tuple[list[Problem], str]:

@@ -98,9 +98,10 @@ def run(
         sys.setswitchinterval(0.0002)
         importlib.import_module(f"headrace.streams.{roles[0]}").run(settings)
         return
-    from headrace.streams import topics
+    from headrace.streams import start, topics
 
     topics.require(settings)
+    start.check(settings)
     stop = _stop_signal()
     with Supervisor(settings, roles, workers=workers) as supervisor:
         supervisor.wait(stop)

@@ -21,6 +21,7 @@ from headrace.streams.parts import BehaviourParts, PolicyPart
 from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.settings import Settings
+from headrace.streams.start import begin
 from headrace.streams.versions import make_policy, part_of
 
 
@@ -41,8 +42,16 @@ class Learning:
     def __init__(self, settings: Settings, *, dim: int) -> None:
         """`dim` d of states and items: the user encoder's."""
         names = dict.fromkeys([settings.policy.name, *(policy_of_arm(settings, arm) for arm in settings.arms.shares)])
-        self.policies = [PolicyPart(make_policy(settings, name, dim=dim)) for name in names if name in LEARNED]
+        made = {name: make_policy(settings, name, dim=dim) for name in names}
+        start = begin(settings, made[settings.policy.name])
+        self.policies = [
+            PolicyPart(policy, started=start is not None and name == start.policy)
+            for name, policy in made.items()
+            if name in LEARNED
+        ]
         self.behaviour = BehaviourParts()
+        if start is not None:
+            self.behaviour.begin(start.behaviour)
         self.tally = Tally()
         self.offset = -1  # up to here published versions reach
         self._widths = Widths(state=dim, context=ContextEncoder(settings).size, scalars=len(SCALARS))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -51,13 +51,14 @@ class PolicyPart:
     `forgot`: where the policy was put back to an earlier version; nothing up to there is remembered any more.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, started: bool = False) -> None:
+        """`started`: the policy knows something already, which is to be published."""
         self.policy = policy
         self.known = self.forgot = -1
         self.reread_from = 0  # a restart reads the log from here
         self._beginning = policy.snapshot()
         self._published = -1
-        self._learned = False  # something since the last version
+        self._learned = started  # something since the last version
         self._trail = Trail(policy.memory)
 
     def resume(self, record: PolicyVersion) -> None:
@@ -130,6 +131,12 @@ class BehaviourParts:
     def known(self) -> int:
         """Up to this offset every shard is published, or did not change."""
         return min(self._slots.values())
+
+    def begin(self, shards: Mapping[str, tuple[Arrays, Meta]]) -> None:
+        """Begins from shards, by part, which are published like what is learned."""
+        for part, (arrays, meta) in shards.items():
+            name, _, shard = part.partition("/")
+            self.models[name].restore(int(shard), arrays, meta, changed=True)
 
     def resume(self, records: Sequence[PolicyVersion]) -> None:
         if not records:

@@ -19,8 +19,9 @@ from headrace.streams.context import ContextEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
+from headrace.streams.start import begin
 from headrace.streams.state import short_hash
-from headrace.streams.versions import make_policy
+from headrace.streams.versions import make_policy, version_of
 
 log = logging.getLogger("headrace.worker")
 _POPULAR = 400  # how far down the popularity list candidates are drawn from
@@ -79,6 +80,10 @@ class Policies:
         self._popular_rows = np.zeros(0, np.int64)
         self._scores = np.zeros(0, np.float32)  # popularity by row
         self._following: dict[int, NDArray[np.int64]] = {}
+        start = begin(settings, self._make(settings.policy.name, dim))
+        self._started = "" if start is None else start.policy
+        for part, (arrays, meta) in {} if start is None else start.parts.items():
+            self.apply(version_of(part, arrays, meta, version=0, offset=-1, replay_from=0, created_ms=0))
 
     def _make(self, name: str, dim: int) -> Policy:
         return make_policy(self._settings, name, dim=dim)
@@ -110,7 +115,7 @@ class Policies:
         """What an arm decides with now. A policy that has learned nothing yet leaves its users to what is popular."""
         name = self._by_arm[arm]
         served = self._served[name]
-        if name in LEARNED and not served.version:
+        if name in LEARNED and not served.version and name != self._started:
             name = "popular"
             served = self._served[name]
         if name in ("popular", "item_to_item"):

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.policy.features import SCALARS
-from headrace.streams.items import ItemStore
-from headrace.streams.policies import Policies
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+
+
+class Shelf(Protocol):
+    """Items by row, as `items.ItemStore` has them."""
+
+    @property
+    def none(self) -> int: ...  # the row that stands for no item
+    @property
+    def keys(self) -> U64: ...
+    @property
+    def category(self) -> NDArray[np.int32]: ...  # -1 for none
+    @property
+    def log_price(self) -> F32: ...  # 0 where unknown
+
+
+class Behaviour(Protocol):
+    """What all users do, as `policies.Policies` knows it."""
+
+    def popularity(self, rows: I64) -> F32: ...
+    def co_occurrence(self, recent: U64, keys: U64) -> tuple[F32, F32]: ...
 
 
 def scalars(
-    items: ItemStore,
-    policies: Policies,
+    items: Shelf,
+    policies: Behaviour,
     rows: I64,
     vectors: F32,
     *,

@@ -177,6 +177,7 @@ class Policy(Section):
     draws: int = Field(32, ge=1, le=512)  # posterior draws that make the explicit distribution
     ridge: float = Field(1.0, gt=0)
     seed: int = 7
+    start: str = ""  # the folder, written by `headrace train`, of what `policy.name` begins from and serves at once
 
 
 class Arms(Section):

@@ -19,7 +19,7 @@ SERVED = (*POLICIES, "popularity", "co_occurrence")  # what a worker takes up; o
 
 def make_policy(settings: Settings, name: str, *, dim: int) -> Policy:
     """A policy that has learned nothing, as the settings want it; `dim` is the user encoder's."""
-    options = settings.policy.model_dump(exclude={"name"})
+    options = settings.policy.model_dump(exclude={"name", "start"})
     return registry.make(name, dim=dim, contexts=ContextEncoder(settings).size, **options)
 
 

@@ -47,7 +47,7 @@ def test_scores_are_the_written_out_network(activation: str) -> None:
     assert np.allclose(probabilities[:, 0], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("check", checks.yield_checks(trained()))
+@pytest.mark.parametrize("check", list(checks.yield_checks(trained())))
 def test_a_trained_network_passes_the_contract(check: checks.Check) -> None:
     check(trained())
 
