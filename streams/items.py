@@ -148,7 +148,8 @@ class ItemStore:
                     self._missed.discard(int(self.keys[row]))
                 if row in self._index:
                     self._index.remove(row)
-                self.vectors[row] = vector
+                # As records of decisions carry it: what was scored can be scored again from them, exactly.
+                self.vectors[row] = vector.astype(np.float16)
             self._index.add(np.array(rows, np.uint64), projected, threads=1)
             self._texts.clear()
         self._waiting.clear()

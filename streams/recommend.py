@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.policy.base import Query, Slates
-from headrace.streams.candidates import RECENT, Candidates
+from headrace.streams.candidates import RECENT, Candidates, random_words
 from headrace.streams.context import ContextEncoder
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.encoder import History, UserEncoder
@@ -74,6 +74,7 @@ class Recommender:
         self._context = ContextEncoder(settings)
         self._candidates = Candidates(items, policies, n=settings.worker.candidates)
         self._reasons = Reasons(settings)
+        self._full_below = settings.decisions.full_share * 2.0**64
         self._asked: dict[int, F32] = {}  # vectors of the queries in the histories at hand
         self._rules: dict[str, int | None] = {}
 
@@ -198,6 +199,7 @@ class Recommender:
             keys=items.keys[rows],
             vectors=vectors.astype(np.float16),
             scalars=columns,
+            full=random_words(query.streams, 1, salt=4)[:, 0] < self._full_below,
         )
         return [
             self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i])
@@ -318,16 +320,19 @@ class Recommender:
         )  # fmt: skip
         if not size:
             return Decision(message, None, b"", served.name, [], 0)
-        keys = picked.keys[i, :size].tobytes()
+        keys, mask = picked.keys[i, :size].tobytes(), query.mask[i]
+        full = picked.full[i]
         opened = Opened(
             name, ask.user_id, ask.ts, ask.sent_ms, ask.placement, ask.arm, served.name, served.version,
             self.encoder.version,
             ask.trigger_kind, ask.trigger_id, ids, propensities.tobytes(), query.states[i].tobytes(),
             query.contexts[i].tobytes(),
             picked.vectors[i, :size].tobytes(), picked.scalars[i, :size].tobytes(),
-            query.keys[i][query.mask[i]].tobytes(), explored.astype(np.uint8).tobytes(),
+            query.keys[i][mask].tobytes(), explored.astype(np.uint8).tobytes(),
+            query.items[i][mask].astype(np.float16).tobytes() if full else b"",
+            query.scalars[i][mask].tobytes() if full else b"",
         )  # fmt: skip
-        return Decision(message, opened, keys, served.name, propensities.tolist(), int(query.mask[i].sum()))
+        return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
 
 
 @dataclass(frozen=True)
@@ -364,6 +369,7 @@ class _Picked:
     keys: NDArray[np.uint64]
     vectors: NDArray[np.float16]
     scalars: F32
+    full: NDArray[np.bool_]  # (B,) decisions whose whole candidate table is logged
 
 
 def _listed(ask: Ask) -> bool:

@@ -297,6 +297,7 @@ def _weight(record: Transition) -> int:
     """At most about so many bytes: ids may be 256 bytes long."""
     if isinstance(record, Opened):
         arrays = len(record.items) + len(record.candidates) + len(record.scalars) + len(record.state)
+        arrays += len(record.all_items) + len(record.all_scalars)
         return arrays + 700 + 300 * len(record.slate)
     return 1_200
 

@@ -159,6 +159,7 @@ class Decisions(Section):
     assume_shown: bool = False  # for shops that cannot send impressions: every slate counts as shown
     grace: Duration = duration_ms("1m")  # closing waits so much longer than the widest window
     reward_version: str = "r1"
+    full_share: float = Field(0.02, ge=0, le=1)  # of so many decisions every candidate is logged: see `evaluate`
 
 
 def _known_policy(name: str) -> str:
