@@ -6,7 +6,9 @@ features         what linear models see of a candidate
 slates, few      drawing and re-scoring slates with exact propensities, mixtures of two policies included
 choices          ε-greedy and inverse gap weighting (SquareCB) as such distributions
 baselines        random, popular, item to item
-linear, ridge    LinUCB and linear Thompson sampling over Bayesian linear regression
+linear           ε-greedy, softmax, SquareCB, LinUCB and Thompson sampling over one linear regression
+ridge            that regression, Bayesian and moved on by every example
+fading           what it forgets: discounting, and after a change (page_hinkley)
 neural_linear    the same over features that a small network learns (trunk, trunk_training, memory)
 behaviour        popularity and co-occurrence of items (pairs, keys)
 snapshot         policies as bytes

@@ -1,11 +1,13 @@
 """What the linear models see: φ(state, item, context, scalars) → x, one row a candidate.
 
-    x = [ √d · s ⊙ a | a | signals | context × chosen signals | context | place | 1 ]
+    x = [ √d · s ⊙ a | a | signals | context × chosen signals | context | context × a | place | 1 ]
 
 s is the state at length 1, a the item's vector. `s ⊙ a` lets a linear model learn in which directions a user's taste
 counts, `a` what is liked whoever looks. Signals are the scalars, the similarity s·a, and selected products of both.
 Each block of x has a squared length near 1, so that one ridge fits all; context, place and 1 move all candidates of a
-decision alike: they take that part of the reward's variance off the weights that rank.
+decision alike: they take that part of the reward's variance off the weights that rank. context × a, the outer product,
+is there on demand: with one-hot item vectors it gives every item weights of its own over the context, as the disjoint
+LinUCB has them (Li et al. 2010), and the other blocks make that the hybrid one.
 """
 
 from __future__ import annotations
@@ -78,11 +80,12 @@ def by_row(rows: F32, weights: F32) -> F32:
 class FeatureMap:
     """φ for one shape of input; `blocks` says which columns of x (D,) are what."""
 
-    def __init__(self, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int = 0) -> None:
+    def __init__(self, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int = 0, outer: bool = False) -> None:
         self.dim, self.scalars, self.contexts = dim, tuple(scalars), contexts
         column = {name: i for i, name in enumerate((*self.scalars, _SIMILARITY))}
         self._products = [(column[a], column[b]) for a, b in _PRODUCTS if a in column and b in column]
         self._with_context = [column[name] for name in _WITH_CONTEXT if name in column]
+        self.outer = outer and contexts > 0
         self.signals = len(column) + len(self._products)
         sizes = {
             "taste": dim,
@@ -90,6 +93,7 @@ class FeatureMap:
             "signals": self.signals,
             "context_signals": contexts * len(self._with_context),
             "context": contexts,
+            "outer": contexts * dim if self.outer else 0,
             "place": 1,
             "one": 1,
         }
@@ -113,6 +117,9 @@ class FeatureMap:
             crossed = contexts[..., :, None] * signals[..., None, self._with_context]
             x[..., self.blocks["context_signals"]] = crossed.reshape(*crossed.shape[:-2], -1)
             x[..., self.blocks["context"]] = contexts
+        if self.outer:
+            outer = contexts[..., :, None] * items[..., None, :]
+            x[..., self.blocks["outer"]] = outer.reshape(*outer.shape[:-2], -1)
         x[..., self.blocks["place"]] = 1.0 if positions is None else (1 / (1 + positions))[..., None]
         x[..., self.blocks["one"]] = 1.0
         return x
@@ -156,6 +163,9 @@ class Prepared:
         f, blocks, m = self._features, self._features.blocks, len(weights)
         of_item = weights[:, blocks["taste"]] * (self.unit * f._root)[:, None, :]
         of_item += weights[:, blocks["item"]]
+        if f.outer:
+            crossed = weights[:, blocks["outer"]].reshape(m, f.contexts, f.dim).transpose(1, 0, 2)
+            of_item += by_row(self.contexts, crossed.reshape(f.contexts, -1)).reshape(-1, m, f.dim)
         of_signals = np.empty((len(self.unit), m, f.signals + 1), np.float32)
         of_signals[..., :-1] = weights[:, blocks["signals"]]
         of_signals[..., -1] = weights[:, blocks["one"]][:, 0] + weights[:, blocks["place"]][:, 0]

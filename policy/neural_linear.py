@@ -47,6 +47,7 @@ class NeuralLinear(Ranking):
         first_training: int = 2_048,
         train_every: int = 16_384,
         steps: int = 128,
+        outer: bool = False,
         **shape: Any,
     ) -> None:
         """The trunk is trained after `first_training` fresh examples, then each time they have doubled, then after
@@ -54,7 +55,7 @@ class NeuralLinear(Ranking):
         super().__init__(**shape)
         self.alpha, self._ridge, self.draws, self.seed = alpha, ridge, draws, seed
         self.memory, self._first, self._every, self._steps = memory, first_training, train_every, steps
-        self._features = FeatureMap(dim=self.dim, scalars=self.scalars, contexts=self.contexts)
+        self._features = FeatureMap(dim=self.dim, scalars=self.scalars, contexts=self.contexts, outer=outer)
         self._wide = self._features.size
         self.head = Ridge(self._wide + trunk.OUT, ridge=ridge)
         self._trunk = trunk.new(size=self._wide, dim=self.dim, seed=seed)
@@ -193,11 +194,11 @@ class NeuralLinear(Ranking):
 
     def snapshot(self) -> tuple[Arrays, Meta]:
         _, meta = super().snapshot()
-        arrays = self.head.arrays() | {"gamma": self._gamma.copy()}
+        arrays, moved = self.head.state()
+        arrays |= {"gamma": self._gamma.copy()}
         arrays |= {f"serve.{name}": array.copy() for name, array in self.serving().items()}
         arrays |= {_TRUNK + name: array.copy() for name, array in self._trunk.items()}
-        return arrays, meta | {
-            "since": self.head.since,
+        return arrays, meta | moved | {
             "fresh": self._fresh,
             "trained_at": self._trained_at,
             "trainings": self._trainings,
@@ -207,7 +208,7 @@ class NeuralLinear(Ranking):
     def restore(self, arrays: Arrays, meta: Meta) -> None:
         """The memory is empty afterwards: a learner fills it by `remember` before it goes on."""
         head = Ridge(self.head.size, ridge=self._ridge)
-        head.restore(arrays, int(meta.get("since", 0)))
+        head.restore(arrays, meta)
         wanted = {"gamma": self._gamma} | {_TRUNK + name: array for name, array in self._trunk.items()}
         for name, mine in wanted.items():
             if name not in arrays or arrays[name].shape != mine.shape:

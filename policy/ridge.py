@@ -1,98 +1,200 @@
-"""Bayesian linear regression, moved on by every example: what LinUCB and Thompson sampling stand on.
+"""Bayesian linear regression, moved on by every example: what the linear bandits stand on.
 
-    A ← A + x xᵀ        b ← b + r x        θ = A⁻¹ b        (Li et al. 2010, arXiv 1003.0146, Algorithm 1; A₀ = λI)
+    A ← A + w x xᵀ      b ← b + w r x      θ = A⁻¹ b      (Li et al. 2010, arXiv 1003.0146, Algorithm 1; A₀ = λI)
 
-A correction, a reward that became known later, only adds Δr x to b: the posterior is the one that learning the final
-reward at once would have given.
+A correction, a reward that became known later, only adds w Δr x to b: the posterior is the one that learning the final
+reward at once would have given. What was learned before can fade, towards the prior (Russac et al. 2019, arXiv
+1909.09146, Algorithm 1: A is their V, the squares their Ṽ):
+
+    A ← f A + (1 - f) λI      b ← f b      Ṽ ← f² Ṽ + (1 - f²) λI
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
-from headrace.policy.base import F64, Arrays, Bool
+from headrace.policy.base import F64, Arrays, Bool, Meta
 
 LARGEST = 1e6  # of a feature or reward that is learned from: beyond it the statistics lose the digits of all others
+_PROBE_EVERY = 256  # examples
+_DRIFTED = 1e-8  # of what a probe of size 1 may come back wrong by
 
 
 class Ridge:
-    """Float64 throughout. `precision` is A (D, D), `covariance` A⁻¹, `moment` b (D,), `theta` the mean (D,)."""
+    """Float64 throughout. `precision` is A (D, D), `moment` b (D,), `theta` the mean (D,).
 
-    def __init__(self, size: int, *, ridge: float, refactor_every: int = 8192) -> None:
-        """`ridge` is λ. After `refactor_every` examples the covariance is computed afresh; `drift` says how far off."""
+    A⁻¹ is held as R Rᵀ. Where nothing fades, R moves with every example: Sherman–Morrison in square-root form, O(D²),
+    which cannot lose its positive definiteness. Otherwise R is computed from A when somebody asks for it: what fades
+    gives all of the prior back at every step, and no small update does that.
+    """
+
+    def __init__(
+        self, size: int, *, ridge: float, fades: bool = False, squares: bool = False, refactor_every: int = 8192
+    ) -> None:
+        """`ridge` is λ; `fades` says that f will be below 1 as a rule, `squares` that Ṽ is wanted as well.
+
+        R is computed afresh after `refactor_every` examples, and as soon as a probe finds that it has drifted from A.
+        Raises ValueError unless λ > 0.
+        """
         if not (np.isfinite(ridge) and ridge > 0):
             raise ValueError(f"ridge is {ridge}: choose one above 0")
-        self.size, self._every = size, refactor_every
+        self.size, self._ridge, self._fades, self._every = size, ridge, fades, refactor_every
         self.precision = np.eye(size) * ridge
-        self.covariance = np.eye(size) / ridge
+        self.squares = np.eye(size) * ridge if squares else None
         self.moment = np.zeros(size)
-        self.theta = np.zeros(size)
-        self.since = 0  # examples since the covariance was computed afresh
-        self.largest_drift = 0.0
+        self.count = 0.0  # Σ w of the fresh examples, faded as they are
+        self.since = 0  # examples since R was computed afresh
+        self.refactored = 0  # times that a probe found drift
+        self._root: F64 | None = np.eye(size) / np.sqrt(ridge)
+        self._theta: F64 | None = np.zeros(size)
+        self._probe = np.where(np.arange(size) % 2, -1.0, 1.0)
+        self._buffer = np.empty((size, size))
 
-    def learn(self, x: F64, rewards: F64, fresh: Bool) -> None:
-        """x (N, D), rewards (N,), fresh (N,): see base.Examples."""
-        new = np.ascontiguousarray(x[fresh])
-        self.precision += new.T @ new
-        self.moment += rewards @ x
-        self.since += len(new)
-        # A rank-N update costs 2·N·D² and loses to starting afresh at 2·D³ long before N reaches D.
-        if self.since >= self._every:
-            if len(new) * 4 <= self.size:
-                self._update(new)
-                self.largest_drift = max(self.largest_drift, self.drift())
-            self.refactor()
-        elif len(new) * 4 > self.size:
-            self.refactor()
-        elif len(new):
-            self._update(new)
-        self.theta = self.covariance @ self.moment
+    @property
+    def theta(self) -> F64:
+        if self._theta is None:
+            root = self.root()
+            self._theta = root @ (self.moment @ root)
+        return self._theta
 
-    def _update(self, new: F64) -> None:
-        """Sherman–Morrison for N examples at once (Woodbury): A⁻¹ ← A⁻¹ - K S⁻¹ Kᵀ, K = A⁻¹ Xᵀ, S = I + X K."""
-        k = self.covariance @ new.T
-        s = np.eye(len(new)) + new @ k
-        y = np.linalg.solve(np.linalg.cholesky(s), k.T)
-        self.covariance -= y.T @ y
-
-    def refactor(self) -> None:
-        """A⁻¹ afresh from A."""
-        inverse = np.linalg.inv(self.precision)
-        self.covariance = (inverse + inverse.T) / 2
-        self.theta = self.covariance @ self.moment
-        self.since = 0
-
-    def drift(self) -> float:
-        """How far the maintained A⁻¹ has drifted from A: the largest entry of |A A⁻¹ - I|."""
-        return float(np.abs(self.precision @ self.covariance - np.eye(self.size)).max())
+    @property
+    def covariance(self) -> F64:
+        """A⁻¹ (D, D)."""
+        root = self.root()
+        return root @ root.T
 
     def root(self) -> F64:
         """R (D, D) with R Rᵀ = A⁻¹: |Rᵀx|² = xᵀA⁻¹x, and θ + R ε with ε ~ N(0, I) is a draw from the posterior."""
-        return np.asarray(np.linalg.cholesky(self.covariance), np.float64)
+        if self._root is None:
+            self._root = self._fresh_root()
+        return self._root
 
-    def arrays(self) -> Arrays:
-        """Both matrices are symmetric: their upper halves are enough. The covariance is kept as it is, drift and all:
-        computed afresh it would have other bits."""
+    def width_root(self) -> F64:
+        """W (D, D) with |Wᵀx| the width of LinUCB: W Wᵀ = A⁻¹ Ṽ A⁻¹ (Russac et al. 2019, eq. 5), A⁻¹ without Ṽ."""
+        if self.squares is None:
+            return self.root()
+        return cast(F64, self.covariance @ np.linalg.cholesky(self.squares))
+
+    def learn(
+        self,
+        x: F64,
+        rewards: F64,
+        fresh: Bool,
+        weights: F64 | None = None,
+        *,
+        fade: float = 1.0,
+        squared: F64 | None = None,
+    ) -> None:
+        """x (N, D), rewards, fresh and weights (N,): see base.Examples.
+
+        `fade` is f, for all that was learned before; `squared` (N,) are the weights in Ṽ, by default `weights`.
+        """
+        weights = np.ones(len(rewards)) if weights is None else weights
+        if fade < 1:
+            self._fade(fade)
+        new = x[fresh] * np.sqrt(weights[fresh])[:, None]
+        self.moment += (weights * rewards) @ x
+        self.count += float(weights[fresh].sum())
+        self._theta = None
+        if self.squares is not None:
+            in_squares = x[fresh] * np.sqrt((weights if squared is None else squared)[fresh])[:, None]
+            self.squares += in_squares.T @ in_squares
+        if len(new) == 1:
+            np.multiply(new.T, new, out=self._buffer)
+            self.precision += self._buffer
+        else:
+            self.precision += new.T @ new
+        if self._fades:
+            self._root = None
+        else:
+            self._move_root(new, faded=fade < 1)
+
+    def _fade(self, fade: float) -> None:
+        self.moment *= fade
+        self.count *= fade
+        self.precision *= fade
+        self.precision.ravel()[:: self.size + 1] += (1 - fade) * self._ridge
+        if self.squares is not None:
+            self.squares *= fade**2
+            self.squares.ravel()[:: self.size + 1] += (1 - fade**2) * self._ridge
+
+    def _move_root(self, new: F64, *, faded: bool) -> None:
+        before, self.since = self.since, self.since + len(new)
+        # A rank-N update costs 6·N·D² and loses to starting afresh at 3·D³ long before N reaches D.
+        if faded or self.since >= self._every or len(new) * 4 > self.size:
+            self.refactor()
+            return
+        if len(new) == 1:
+            self._update(new[0])
+        elif len(new):
+            self._update_by_many(new)
+        if before // _PROBE_EVERY != self.since // _PROBE_EVERY and self.drift() > _DRIFTED:
+            self.refactored += 1
+            self.refactor()
+
+    def _update(self, x: F64) -> None:
+        """Sherman–Morrison, A⁻¹ ← A⁻¹ - A⁻¹x xᵀA⁻¹ / s with s = 1 + xᵀA⁻¹x, for R (Potter 1963; Bierman 1977, II.8):
+
+        R ← R - R f fᵀ / (s + √s), f = Rᵀx.
+        """
+        root = self.root()
+        f = x @ root
+        s = 1 + f @ f
+        np.multiply((root @ f)[:, None], f / (s + np.sqrt(s)), out=self._buffer)
+        root -= self._buffer
+
+    def _update_by_many(self, new: F64) -> None:
+        """The same for N examples at once, in the directions that make S = I + FᵀF, F = Rᵀ Xᵀ, diagonal."""
+        root = self.root()
+        f = (new @ root).T
+        s, directions = np.linalg.eigh(np.eye(len(new)) + f.T @ f)
+        f = f @ directions
+        root -= (root @ f) @ (f / (s + np.sqrt(s))).T
+
+    def refactor(self) -> None:
+        """R afresh from A."""
+        self._root, self._theta, self.since = self._fresh_root(), None, 0
+
+    def _fresh_root(self) -> F64:
+        return np.ascontiguousarray(np.linalg.inv(np.linalg.cholesky(self.precision)).T)
+
+    def drift(self) -> float:
+        """How far R has drifted from A: the largest entry of |A R Rᵀ v - v| for one v of ones and minus ones."""
+        root = self.root()
+        return float(np.abs(self.precision @ (root @ (self._probe @ root)) - self._probe).max())
+
+    def state(self) -> tuple[Arrays, Meta]:
+        """Symmetric matrices by their upper halves. R is kept as it is, drift and all: afresh it had other bits."""
         upper = np.triu_indices(self.size)
-        return {
-            "precision": self.precision[upper],
-            "covariance": self.covariance[upper],
-            "moment": self.moment.copy(),
-            "theta": self.theta.copy(),
-        }
+        arrays = {"precision": self.precision[upper], "moment": self.moment.copy(), "theta": self.theta.copy()}
+        if self.squares is not None:
+            arrays["squares"] = self.squares[upper]
+        if not self._fades:
+            arrays["root"] = self.root().copy()
+        return arrays, {"since": self.since, "count": self.count}
 
-    def restore(self, arrays: Arrays, since: int) -> None:
-        """Raises ValueError where the arrays are of another size."""
+    def restore(self, arrays: Arrays, meta: Meta) -> None:
+        """Raises ValueError where the arrays are of another size.
+
+        What was learned with other options of fading goes on under these: without Ṽ it starts at A.
+        """
         half = self.size * (self.size + 1) // 2
-        wanted = {"precision": half, "covariance": half, "moment": self.size, "theta": self.size}
-        for name, length in wanted.items():
-            if name not in arrays or arrays[name].shape != (length,) or arrays[name].dtype != np.float64:
-                raise ValueError(f"the snapshot's {name} is not float64 ({length},)")
+        wanted: dict[str, tuple[int, ...]] = {"precision": (half,), "moment": (self.size,), "theta": (self.size,)}
+        optional: dict[str, tuple[int, ...]] = {"squares": (half,), "root": (self.size, self.size)}
+        for name, shape in (wanted | {name: optional[name] for name in optional if name in arrays}).items():
+            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != np.float64:
+                raise ValueError(f"the snapshot's {name} is not float64 {shape}")
         self.precision = _whole(arrays["precision"], self.size)
-        self.covariance = _whole(arrays["covariance"], self.size)
+        if self.squares is not None:
+            self.squares = _whole(arrays.get("squares", arrays["precision"]), self.size)
         self.moment = arrays["moment"].copy()
-        self.theta = arrays["theta"].copy()
-        self.since = since
+        self._theta = arrays["theta"].copy()
+        self._root = arrays["root"].copy() if "root" in arrays and not self._fades else None
+        if self._root is None and not self._fades:
+            self._root = self._fresh_root()
+        self.since, self.count = int(meta.get("since", 0)), float(meta.get("count", 0.0))
 
 
 def _whole(half: F64, size: int) -> F64:
