@@ -25,14 +25,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from headrace.simulation import presets, summary, tally
 from headrace.simulation import report as pages
-from headrace.simulation import summary, tally
 from headrace.simulation.follow import Observer
 from headrace.simulation.settings import HOUR_MS, WorldSettings
 from headrace.simulation.shop import Clock, Habits, Shop
 from headrace.simulation.view import View
 from headrace.simulation.world import Rewards, World
-from headrace.streams import configuration, kafka, topics
+from headrace.streams import configuration, kafka, start, topics
 from headrace.streams.broker import Broker
 from headrace.streams.errors import HeadraceError, SettingsError
 from headrace.streams.policies import policy_of_arm
@@ -54,12 +54,13 @@ def run_demo(
     report: Path | None = None,
     as_json: bool = False,
     config: Path | None = None,
+    preset: str | None = None,
     world: WorldSettings | None = None,
     speed: float = SPEED,
 ) -> dict[str, Any]:
     """Runs the demo and returns its summary; with `as_json` it is also the only line on stdout.
 
-    `report` is the folder of `report.html` (default: `report` in the demo's data folder). Raises HeadraceError where a
+    `preset` names another kind of shop (presets.py). `report` is the folder of `report.html` (default: `report` in the demo's data folder). Raises HeadraceError where a
     role or the broker cannot be kept running, or where an event is not accounted for.
     """
     if not 1 <= seconds <= 86_400 or not 1 <= rate <= 100_000:
@@ -70,7 +71,7 @@ def run_demo(
     console = Console(stderr=as_json)
     with ExitStack() as stack:
         stack.enter_context(_sigterm_as_interrupt())
-        settings = _settings(config, bootstrap)
+        settings = _settings(config, bootstrap, preset)
         view = stack.enter_context(
             View(console, seconds=seconds, arms=list(settings.arms.shares), policy=_learned(settings))
         )
@@ -86,7 +87,8 @@ def run_demo(
         observer = Observer(settings)
         observer.follower.open()
         stack.callback(observer.follower.close)
-        shop = _open_shop(settings, world or WorldSettings(), seconds=seconds, rate=rate, speed=speed)
+        kind = WorldSettings() if preset is None else presets.preset(preset).world
+        shop = _open_shop(settings, world or kind, seconds=seconds, rate=rate, speed=speed)
         stack.callback(shop.close)
         _wait_until_ready(roles, observer, shop, view)
 
@@ -126,11 +128,18 @@ def run_demo(
 # -- parts, in the order they are met ---------------------------------------------------------------------------------
 
 
-def _settings(config: Path | None, bootstrap: str | None) -> Settings:
+def _settings(config: Path | None, bootstrap: str | None, preset: str | None) -> Settings:
     """The demo's settings, with a data folder and, on a broker of the user's own, a topic prefix for this run alone."""
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    with as_file(files("headrace.simulation").joinpath("demo.toml")) as packaged:
-        settings = configuration.load(config or packaged)
+    packaged, name = files("headrace.simulation"), "demo" if preset is None else presets.preset(preset).name
+    with as_file(packaged.joinpath("demo.toml")) as base, as_file(packaged.joinpath(f"{name}.toml")) as kind:
+        if preset is None:
+            settings = configuration.load(config or base)
+        elif config is None:
+            settings = configuration.load(kind, base=base)
+        else:
+            settings = configuration.load(config, base=kind)
+    start.check(settings)
     changes: dict[str, Any] = {"data_dir": (settings.data_dir / stamp).resolve()}
     if bootstrap is not None:
         changes["kafka"] = {**settings.kafka, "bootstrap.servers": bootstrap}
@@ -153,10 +162,9 @@ def _open_shop(settings: Settings, world: WorldSettings, *, seconds: float, rate
     settled = settings.close_after_ms + 3 * HOUR_MS
     start_ms = int(time.time() * 1000) - int(seconds * speed * 1000) - settled
     types = settings.event_types
-    rewards = Rewards(
-        click=types["click"].reward, add_to_cart=types["add_to_cart"].reward, purchase=types["purchase"].reward
-    )
-    made = World(world, start_ms=start_ms, rewards=rewards)
+    sent = dict(world.events)
+    click, cart, purchase = (types[sent.get(kind, kind)].reward for kind in ("click", "add_to_cart", "purchase"))
+    made = World(world, start_ms=start_ms, rewards=Rewards(click=click, add_to_cart=cart, purchase=purchase))
     shop = Shop(settings, made, Clock(start_ms=start_ms, speed=speed, seconds=seconds), rate=rate, habits=Habits())
     shop.open()
     shop.load_items()

@@ -96,11 +96,11 @@ class _World:
                     "mask": spaces.MultiBinary(n),
                 }
             )
-        self.action_space: spaces.Space[Any] = {
-            "item": lambda: spaces.Discrete(n),
-            "slate": lambda: spaces.MultiDiscrete([n] * k),
-            "preference": lambda: _box(self.dim + len(SCALARS)),
-        }[action]()
+        self.action_space: spaces.Space[Any] = _box(self.dim + len(SCALARS))
+        if action == "item":
+            self.action_space = spaces.Discrete(n)
+        elif action == "slate":
+            self.action_space = spaces.MultiDiscrete(np.full(k, n))
 
     def observe(self) -> Observation:
         """Of all visits, the first axis theirs."""

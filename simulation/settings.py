@@ -14,6 +14,7 @@ DAY_MS = 24 * HOUR_MS
 @dataclass(frozen=True)
 class WorldSettings:
     seed: int = 20_250_301
+    events: tuple[tuple[str, str], ...] = ()  # (click, add_to_cart, purchase or return; the type sent in its place)
 
     # the catalogue
     items: int = 5_000  # on the shelf at the start

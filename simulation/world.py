@@ -67,6 +67,7 @@ class World:
     ) -> None:
         """`settings.seed` makes the world, `seed` makes what happens in it."""
         self.settings, self.rewards = settings, rewards or Rewards()
+        self._types = dict(settings.events)
         self.catalogue = shelf.make(settings)
         self.index = {item_id: i for i, item_id in enumerate(self.catalogue.ids)}
         self.user_ids = [f"u{i:04d}" for i in range(settings.users)]
@@ -118,7 +119,7 @@ class World:
         ready = []
         while self._coming and self._coming[0][0] <= ts:
             event = heapq.heappop(self._coming)[2]
-            if event.type == "purchase" and event.item_id is not None:
+            if event.type == self.type_of("purchase") and event.item_id is not None:
                 self.tastes.buy(int(event.user_id[1:]), self.index[event.item_id])
             ready.append(event)
         return ready
@@ -273,4 +274,8 @@ class World:
     def _event(self, user: int, kind: str, ts: int, item: int | None = None, **fields: Any) -> Interaction:
         self._events += 1
         item_id = None if item is None else self.catalogue.ids[item]
-        return Interaction(f"e{self._events}", self.user_ids[user], kind, ts, item_id, **fields)
+        return Interaction(f"e{self._events}", self.user_ids[user], self.type_of(kind), ts, item_id, **fields)
+
+    def type_of(self, kind: str) -> str:
+        """The event type that a shop of this kind sends for a click, a cart, a purchase or a return."""
+        return self._types.get(kind, kind)

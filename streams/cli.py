@@ -60,6 +60,9 @@ def demo(
         Path | None, typer.Option("--report", metavar="DIR", help="Where report.html is written.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="ecommerce, social, video or news.")
+    ] = None,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
@@ -68,7 +71,9 @@ def demo(
     from headrace.streams import logs
 
     logs.configure(debug=debug)
-    run_demo(seconds=seconds, rate=rate, bootstrap=bootstrap, report=report, as_json=as_json, config=config)
+    run_demo(
+        seconds=seconds, rate=rate, bootstrap=bootstrap, report=report, as_json=as_json, config=config, preset=preset
+    )
 
 
 @app.command()

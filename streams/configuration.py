@@ -26,13 +26,16 @@ _PREFIX = "HEADRACE_"
 Values = dict[str, Any]
 
 
-def load(path: Path | None = None, overrides: Values | None = None) -> Settings:
+def load(path: Path | None = None, overrides: Values | None = None, *, base: Path | None = None) -> Settings:
     """Reads `path` (default: `headrace.toml` in the current folder, if it is there), then the environment.
 
-    `overrides` (nested, as the file) win over both: they are what the command line says. Raises SettingsError.
+    `overrides` (nested, as the file) win over both: they are what the command line says; `base` is a file
+    below `path`. Raises SettingsError.
     """
     file = path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     values = _from_file(file) if file else {}
+    if base is not None:
+        values = _merged(_from_file(base), values)
     environment = _from_environment()
     for layer in (environment, overrides or {}):
         values = _merged(values, layer)
