@@ -38,6 +38,8 @@ def yield_checks(policy: Policy) -> Iterator[Check]:
     yield check_refuses_foreign_snapshots
     if policy.learns:
         yield check_corrections_equal_the_final_reward
+        yield check_weight_two_is_the_example_twice
+        yield check_weight_zero_teaches_nothing
         yield check_learns_a_linear_truth
 
 
@@ -323,11 +325,36 @@ def check_corrections_equal_the_final_reward(policy: Policy) -> None:
     later.learn(corrections(examples, examples.rewards * 0.25))
     later.learn(corrections(take(examples, slice(20, 40)), examples.rewards[20:] * 0.75))
     later.learn(corrections(take(examples, slice(20)), examples.rewards[:20] * 0.75))
-    query = make_query(policy)
+    _assert_same_scores(at_once, later)
+
+
+def check_weight_two_is_the_example_twice(policy: Policy) -> None:
+    """Of a correction too, and a weight of 1 is none."""
+    heavy, twice = learned(policy, batches=1, n=20), learned(policy, batches=1, n=20)
+    examples = replace(make_examples(policy, n=20, seed=7, first_id=1_000), weights=np.repeat([1.0, 2.0], 10))
+    late = replace(corrections(examples, np.full(20, 0.5)), weights=examples.weights)
+    rows = np.repeat(np.arange(20), np.repeat([1, 2], 10))
+    ids = 1_000 + np.arange(len(rows), dtype=np.uint64)
+    for batch in (examples, late):
+        heavy.learn(batch)
+        twice.learn(replace(take(batch, rows), weights=None, ids=ids))
+    _assert_same_scores(heavy, twice)
+
+
+def check_weight_zero_teaches_nothing(policy: Policy) -> None:
+    before = learned(policy, batches=1, n=20)
+    after = deepcopy(before)
+    examples = replace(make_examples(policy, n=20, seed=7, first_id=1_000), weights=np.zeros(20))
+    after.learn(examples)
+    after.learn(replace(corrections(examples, np.full(20, 0.5)), weights=np.zeros(20)))
+    _assert_same_scores(before, after)
+
+
+def _assert_same_scores(first: Policy, second: Policy) -> None:
+    query = make_query(first)
     nothing = np.full((len(query.states), 1), -1)
-    _, expected = at_once.distributions(query, nothing)
-    _, got = later.distributions(query, nothing)
-    # LinUCB's width is the same in both; what is left is float32 rounding of weights.
+    (_, expected), (_, got) = first.distributions(query, nothing), second.distributions(query, nothing)
+    # What is left is float32 rounding of weights.
     assert np.allclose(got, expected, atol=1e-5), f"scores differ by {np.abs(got - expected).max():.2g}"
 
 

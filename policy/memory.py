@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from headrace.policy.base import F32, F64, I64, Examples
 
 _COLUMNS = ("states", "contexts", "items", "scalars", "positions", "rewards")
+_ALL = (*_COLUMNS, "weights")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Remembered:
     scalars: F32
     positions: I64
     rewards: F64
+    weights: F64  # 1 where an example has none
 
 
 class Memory:
@@ -54,6 +56,7 @@ class Memory:
             self._slots.pop(old, None)
         for name in _COLUMNS:
             self._ring[name][slots] = getattr(examples, name)[kept]
+        self._ring["weights"][slots] = 1.0 if examples.weights is None else examples.weights[kept]
         self._ids[slots] = examples.ids[kept]
         self._slots.update(zip(examples.ids[kept].tolist(), slots.tolist(), strict=True))
         self._added += len(rows)
@@ -76,10 +79,11 @@ class Memory:
         for name in _COLUMNS:
             like = getattr(examples, name)
             self._ring[name] = np.zeros((self.capacity, *like.shape[1:]), like.dtype)
+        self._ring["weights"] = np.zeros(self.capacity)
         self._ids = np.zeros(self.capacity, np.uint64)
 
     def all(self) -> Remembered:
         """Copies, oldest first: the same for a ring begun long ago and one rebuilt from the latest examples."""
         size = len(self)
         order = (self._added - size + np.arange(size)) % self.capacity
-        return Remembered(**{name: self._ring[name][order] for name in _COLUMNS})
+        return Remembered(**{name: self._ring[name][order] for name in _ALL})

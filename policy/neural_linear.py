@@ -4,6 +4,8 @@
     Λ = Λ₀ + Σ f fᵀ          μ = Λ⁻¹ Σ r f
     a = a₀ + n/2             b = b₀ + ½ (Σ r² - μᵀΛμ)         σ² ~ IG(a, b)      w ~ N(μ, α² σ² Λ⁻¹)
 
+An example's weight multiplies it in every sum, n included.
+
 The head is exact and moves with every example; the trunk is trained now and then, on what the linear part leaves. A new
 trunk makes the old sums over z meaningless: those are computed again from the memory. The sums over x hold for ever, so
 examples that the memory has lost still count for the linear part. Γ makes that sound: without what is linear in x, z
@@ -82,8 +84,9 @@ class NeuralLinear(Ranking):
         newer, before = self._remembered.add(e)
         self._fresh += int(e.fresh.sum())
         z[~e.fresh & ~self._counts_deep(self._fresh - 1 - newer, newer >= 0)] = 0.0
-        self.head.learn(np.concatenate([x, z], axis=1), e.rewards, e.fresh)
-        self._squares += float(((before + e.rewards) ** 2 - before**2).sum())
+        weights = np.ones(len(x)) if e.weights is None else e.weights
+        self.head.learn(np.concatenate([x, z], axis=1), e.rewards, e.fresh, weights)
+        self._squares += float((weights * ((before + e.rewards) ** 2 - before**2)).sum())
         self.learned += len(e.rewards)
         if self._fresh >= max(self._first, min(2 * self._trained_at, self._trained_at + self._every)):
             self._train()
@@ -117,11 +120,11 @@ class NeuralLinear(Ranking):
         kept = self._counts_deep(self._fresh - len(x) + np.arange(len(x)), np.ones(len(x), np.bool_))
         self._trunk = training.train(
             self._trunk, self.head.theta[wide:], x[~kept], memory.states[~kept], residuals[~kept],
-            seed=(self.seed, self._trainings), steps=self._steps,
+            memory.weights[~kept], seed=(self.seed, self._trainings), steps=self._steps,
         )  # fmt: skip
         x, z = x[kept], trunk.rows(self._trunk, x[kept], memory.states[kept])
         self._scale_trunk(z)
-        self._rebuild(x, z, memory.rewards[kept])
+        self._rebuild(x, z, memory.rewards[kept], memory.weights[kept])
         self._trainings += 1
 
     def _scale_trunk(self, z: F32) -> None:
@@ -132,9 +135,10 @@ class NeuralLinear(Ranking):
         self._trunk["out_bias"] *= scale
         z *= scale
 
-    def _rebuild(self, x: F32, z: F32, rewards: F64) -> None:
+    def _rebuild(self, x: F32, z: F32, rewards: F64, weights: F64) -> None:
         """Γ and all sums over z afresh; the sums over x stay."""
-        wide = self._wide
+        wide, root = self._wide, np.sqrt(weights)
+        x, z, rewards = x * root.astype(np.float32)[:, None], z * root.astype(np.float32)[:, None], rewards * root
         xx, xz = np.eye(wide) * self._ridge, np.zeros((wide, trunk.OUT))
         chunks = [slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK)]
         for c in chunks:  # float32 products of one chunk, float64 sums over them
@@ -158,7 +162,7 @@ class NeuralLinear(Ranking):
     def noise(self) -> tuple[float, float]:
         """a and b of the noise variance's posterior IG(a, b)."""
         explained = float(self.head.theta @ self.head.moment)  # μᵀΛμ
-        return _A0 + self._fresh / 2, _B0 + max(0.0, self._squares - explained) / 2
+        return _A0 + self.head.count / 2, _B0 + max(0.0, self._squares - explained) / 2
 
     def serving(self) -> Arrays:
         """The float32 arrays that `_rank` reads. Γ is folded in: v·(z - Γᵀx) + u·x = v·z + (u - Γv)·x."""

@@ -11,12 +11,13 @@ from headrace.policy.features import unit
 
 
 def train(
-    weights: Arrays, head: F64, x: F32, states: F32, residuals: F64, *, seed: tuple[int, int], steps: int,
+    weights: Arrays, head: F64, x: F32, states: F32, residuals: F64, weighs: F64, *, seed: tuple[int, int], steps: int,
     batch: int = 256, rate: float = 5e-3, decay: float = 0.1,
 ) -> Arrays:  # fmt: skip
     """Moves `weights` so that head·z predicts `residuals` (N,), what the linear part leaves of the rewards.
 
-    x (N, D) and states (N, d) are the trunk's input; the result has the same names.
+    x (N, D) and states (N, d) are the trunk's input, `weighs` (N,) how much each example counts; the result has the
+    same names as `weights`.
 
     The output `head` (OUT,) is trained along and thrown away: the exact posterior replaces it. One thread, no random
     number of torch's own: the same input gives the same bits.
@@ -26,6 +27,7 @@ def train(
     try:
         inputs = torch.from_numpy(np.concatenate([x, unit(states)], axis=1))
         y = torch.from_numpy(residuals.astype(np.float32))
+        counts = torch.from_numpy(weighs.astype(np.float32))
         first = np.concatenate([weights["wide"], weights["state"]], axis=1)
         parameters = [
             torch.from_numpy(array.astype(np.float32)).requires_grad_()
@@ -40,7 +42,7 @@ def train(
             rows = torch.from_numpy(choose.integers(len(y), size=batch))
             hidden = torch.relu(functional.linear(inputs[rows], w1, b1))
             z = torch.relu(functional.linear(hidden, w2, b2))
-            loss = functional.mse_loss(z @ v, y[rows])
+            loss = (counts[rows] * (z @ v - y[rows]).square()).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -61,4 +63,4 @@ def warm_up() -> None:
     """Trains something tiny: torch loads more than a second's worth of itself at the first step of an optimiser."""
     ones = np.ones((1, 1), np.float32)
     weights = {"wide": ones, "state": ones, "bias": ones[0], "out": ones, "out_bias": ones[0]}
-    train(weights, np.ones(1), ones, ones, np.ones(1), seed=(0, 0), steps=1, batch=1)
+    train(weights, np.ones(1), ones, ones, np.ones(1), np.ones(1), seed=(0, 0), steps=1, batch=1)

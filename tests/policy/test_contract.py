@@ -13,12 +13,19 @@ from headrace.policy.registry import POLICIES, make
 
 _POLICIES = {
     **{name: make(name, dim=12, contexts=0) for name in POLICIES},
-    **{f"{name}, contexts": make(name, dim=12, contexts=3, alpha=0.2) for name in ("linucb", "lints")},
+    **{f"{name}, contexts": make(name, dim=12, contexts=3, alpha=0.2) for name in ("squarecb", "linucb", "lints")},
     # So small that the trunk is trained and the memory overwritten several times within a check.
     "neural_linear, trained": NeuralLinear(
         dim=12, contexts=3, alpha=0.2, memory=200, first_training=100, train_every=150, steps=8
     ),
 }
+_LINEAR = ("epsilon_greedy", "softmax", "squarecb", "linucb", "lints")
+for _name in _LINEAR:
+    _POLICIES[f"{_name}, fading"] = make(
+        _name, dim=6, contexts=2, alpha=0.2, discount=0.999, change_detector=True, outer=True
+    )
+    _POLICIES[f"{_name}, discount"] = make(_name, dim=6, contexts=2, alpha=0.2, discount=0.999)
+    _POLICIES[f"{_name}, change detector"] = make(_name, dim=6, contexts=2, alpha=0.2, change_detector=True)
 _CHECKS = [
     pytest.param(policy, check, id=f"{name}: {check.__name__}")
     for name, policy in _POLICIES.items()

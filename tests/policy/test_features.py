@@ -8,9 +8,9 @@ from headrace.policy.features import BLOCK, SCALARS, FeatureMap, by_candidate, u
 from headrace.policy.registry import make
 
 
-@pytest.mark.parametrize("contexts", [0, 3])
-def test_folded_scores_are_those_of_the_feature_vectors(contexts: int) -> None:
-    features = FeatureMap(dim=8, contexts=contexts)
+@pytest.mark.parametrize(("contexts", "outer"), [(0, False), (3, False), (3, True)])
+def test_folded_scores_are_those_of_the_feature_vectors(contexts: int, outer: bool) -> None:
+    features = FeatureMap(dim=8, contexts=contexts, outer=outer)
     query = make_query(make("random", dim=8, contexts=contexts), rows=19, n=BLOCK)
     x = features.joint(query.states[:, None], query.contexts[:, None], query.items, query.scalars)
     weights = np.random.default_rng(0).standard_normal((5, features.size)).astype(np.float32)
@@ -54,3 +54,14 @@ def test_no_batch_and_no_width_changes_a_bit() -> None:
 
 def test_scalars_may_be_others() -> None:
     assert FeatureMap(dim=4, scalars=("popularity",)).size < FeatureMap(dim=4).size
+
+
+def test_outer_gives_every_item_weights_of_its_own() -> None:
+    """One-hot items: context × item is the feature vector of the disjoint LinUCB."""
+    features = FeatureMap(dim=3, scalars=(), contexts=2, outer=True)
+    states, context, no_scalars = np.zeros((1, 3), np.float32), np.array([[5, 7]], np.float32), np.zeros((3, 0))
+    x = features.joint(states, context, np.eye(3, dtype=np.float32), no_scalars.astype(np.float32))
+    outer = x[:, features.blocks["outer"]].reshape(3, 2, 3)
+    for item in range(3):
+        assert np.array_equal(outer[item, :, item], [5, 7])
+        assert not np.delete(outer[item], item, axis=1).any()

@@ -173,3 +173,22 @@ def test_memory_is_the_latest_examples_in_order() -> None:
     assert newer_of_correction.tolist() == [5] and before[0] == batches[1].rewards[20]
     gone, _ = memory.add(corrections(take(batches[0], slice(0, 1)), np.array([1.0])))
     assert gone.tolist() == [-1]
+
+
+def test_weights_count_in_the_sums_after_training_too() -> None:
+    """Every other example is nonsense and weighs nothing: nothing of it is left in the head, trunk and noise."""
+    policy = small(memory=400, first_training=100, train_every=100)
+    for i in range(10):
+        batch = make_examples(policy, n=40, seed=i, first_id=i * 40)
+        weights = np.tile([2.0, 0.0], 20)
+        policy.learn(replace(batch, rewards=np.where(weights > 0, batch.rewards, 50.0), weights=weights))
+    assert policy._trainings >= 2
+    a, b = policy.noise()
+    assert a == 6 + 400 / 2 and b / a < 1
+    memory = policy._remembered.all()
+    x, z = policy._parts(memory)
+    wide = policy._wide
+    late = (np.arange(400) >= policy._trained_at) | (np.arange(400) % 2 == 1)
+    w = memory.weights * late
+    assert np.allclose(policy.head.precision[wide:, wide:], np.eye(z.shape[1]) + (z.T * w) @ z, atol=1e-3)
+    assert np.allclose(policy.head.precision[:wide, wide:], (x.T * w) @ z, atol=1e-3)
