@@ -178,6 +178,14 @@ class Policy(Section):
     draws: int = Field(32, ge=1, le=512)  # posterior draws that make the explicit distribution
     ridge: float = Field(1.0, gt=0)
     seed: int = 7
+    epsilon: float = Field(0.05, ge=0, le=1)  # epsilon_greedy, on top of the floor
+    temperature: float = Field(0.05, gt=0)  # softmax
+    gamma_scale: float = Field(10.0, gt=0)  # squarecb
+    gamma_exponent: float = Field(0.5, ge=0)
+    discount: float = Field(1.0, gt=0, le=1)  # of linear policies: what a newer example leaves of an older one's weight
+    change_detector: bool = False  # of linear policies
+    outer: bool = False  # context × item among the features
+    largest_weight: float = Field(20.0, ge=1)  # cap of π/μ
     start: str = ""  # the folder, written by `headrace train`, of what `policy.name` begins from and serves at once
 
 
