@@ -22,9 +22,26 @@ class Options:
     change_detector: bool = False  # linear policies: forget most where rewards fall below what was expected
     outer: bool = False  # linear policies and neural_linear: context × item among the features
     largest_weight: float = 20.0  # cap of π/μ for a policy that weighs examples by it (e³: Chen et al. 2019)
+    rl_discount: float = 0.9  # γ of dqn, slateq and reinforce: what a reward counts that comes rl_horizon_s later
+    rl_horizon_s: float = 3600.0
+    rl_n_step: int = 1  # rewards taken from the log before the value function takes over
+    rl_conservative: float = 0.0  # dqn: how strongly what was never shown is held for worse (CQL's α)
+    rl_slate: int = 10  # slateq and reinforce: the number of items a slate is optimised for
+    rl_hidden: int = 64  # width of the networks
+    rl_rate: float = 0.001  # Adam's
+    rl_train_every: int = 16  # steps between two gradient steps
+    rl_replay: int = 1024  # steps in the replay, which travels in the snapshot
+    rl_priority: float = 0.5  # exponent of |error| when the replay is drawn from; 0: all steps alike
 
     def __post_init__(self) -> None:
         if self.draws < 1 or not 0 <= self.alpha < float("inf") or self.seed < 0:
             raise ValueError("draws must be at least 1, alpha finite, alpha and seed at least 0")
         if not 1 <= self.largest_weight < float("inf"):
             raise ValueError(f"largest_weight is {self.largest_weight}: choose one of at least 1")
+        if not 0 <= self.rl_discount < 1 or not self.rl_horizon_s > 0 or not self.rl_rate > 0:
+            raise ValueError("rl_discount must be at least 0 and below 1, rl_horizon_s and rl_rate above 0")
+        if min(self.rl_conservative, self.rl_priority) < 0:
+            raise ValueError("rl_conservative and rl_priority must be at least 0")
+        counts = (self.rl_n_step, self.rl_slate, self.rl_hidden, self.rl_train_every)
+        if min(counts) < 1 or self.rl_replay < 64:
+            raise ValueError("rl_n_step, rl_slate, rl_hidden and rl_train_every must be at least 1, rl_replay 64")

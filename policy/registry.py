@@ -13,6 +13,9 @@ from headrace.policy.linear import EpsilonGreedyPolicy, LinTS, LinUCB, SoftmaxPo
 from headrace.policy.names import LEARNED, POLICIES
 from headrace.policy.neural_linear import NeuralLinear
 from headrace.policy.options import Options
+from headrace.policy.rl.dqn import DQN
+from headrace.policy.rl.reinforce import Reinforce
+from headrace.policy.rl.slateq import SlateQ
 
 __all__ = ["LEARNED", "POLICIES", "make"]
 
@@ -35,6 +38,8 @@ def make(name: str, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int
         return ItemToItem(**shape)
     if name == "actor":
         return Actor(**shape)
+    if name in ("dqn", "slateq", "reinforce"):
+        return _follower(name, o, shape)
     if name == "neural_linear":
         if o.discount < 1 or o.change_detector:
             raise ValueError(
@@ -52,3 +57,17 @@ def make(name: str, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int
     if name == "linucb":
         return LinUCB(alpha=o.alpha, **shape)
     return LinTS(alpha=o.alpha, draws=o.draws, seed=o.seed, **shape)
+
+
+def _follower(name: str, o: Options, shape: dict[str, Any]) -> Policy:
+    """One that learns from what follows a slate."""
+    following = shape | {
+        "rl_discount": o.rl_discount, "rl_horizon_s": o.rl_horizon_s, "rl_n_step": o.rl_n_step,
+        "rl_hidden": o.rl_hidden, "rl_rate": o.rl_rate, "rl_train_every": o.rl_train_every,
+        "rl_replay": o.rl_replay, "rl_priority": o.rl_priority, "seed": o.seed,
+    }  # fmt: skip
+    if name == "dqn":
+        return DQN(rl_conservative=o.rl_conservative, **following)
+    if name == "slateq":
+        return SlateQ(rl_slate=o.rl_slate, **following)
+    return Reinforce(rl_slate=o.rl_slate, largest_weight=o.largest_weight, **following)
