@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from headrace.policy.base import F64, Examples, Policy, Query
+from headrace.policy.rl.checks import yield_checks as yield_following_checks
 from headrace.policy.snapshot import pack, unpack
 
 Check = Callable[[Policy], None]
@@ -41,6 +42,8 @@ def yield_checks(policy: Policy) -> Iterator[Check]:
         yield check_weight_two_is_the_example_twice
         yield check_weight_zero_teaches_nothing
         yield check_learns_a_linear_truth
+    if policy.follows:
+        yield from yield_following_checks()
 
 
 # -- material ---------------------------------------------------------------------------------------------------------

@@ -186,6 +186,16 @@ class Policy(Section):
     change_detector: bool = False  # of linear policies
     outer: bool = False  # context × item among the features
     largest_weight: float = Field(20.0, ge=1)  # cap of π/μ
+    rl_discount: float = Field(0.9, ge=0, lt=1)  # dqn, slateq, reinforce: what a reward counts that is rl_horizon_s off
+    rl_horizon_s: float = Field(3600.0, gt=0)
+    rl_n_step: int = Field(1, ge=1)
+    rl_conservative: float = Field(0.0, ge=0)  # dqn
+    rl_slate: int = Field(10, ge=1)  # slateq, reinforce
+    rl_hidden: int = Field(64, ge=1)
+    rl_rate: float = Field(0.001, gt=0)
+    rl_train_every: int = Field(16, ge=1)
+    rl_replay: int = Field(1024, ge=64)
+    rl_priority: float = Field(0.5, ge=0)
     start: str = ""  # the folder, written by `headrace train`, of what `policy.name` begins from and serves at once
 
 
