@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.streams.cli_policy import app as policy_app
 from headrace.streams.errors import BrokerError, HeadraceError, SettingsError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(items_app, name="items")
 app.add_typer(events_app, name="events")
 app.add_typer(export_app, name="export")
+app.add_typer(policy_app, name="policy")
 
 
 @app.command()
@@ -192,6 +194,30 @@ def check(config: Config = None, debug: Debug = False) -> None:
 
     if not look(_settings(config, debug=debug), say=print, complain=_complain):
         raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    log: Annotated[str, typer.Argument(metavar="LOG", help="A file, or transitions, or transitions@FROM:TO.")],
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="T", help="uniform, popular, a policy's name, or a snapshot.")
+    ] = None,
+    mapping: Mapping = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Only this arm's decisions.")] = None,
+    min_ess: Annotated[float, typer.Option("--min-ess", help="No number from a smaller effective sample.")] = 100.0,
+    level: Annotated[float, typer.Option("--level", help="Of the intervals.")] = 0.95,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Also draws it.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE.jsonl", help="Writes the topic range to a file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Judge a policy by a log of what another one showed; refuses to give a number it cannot stand behind."""
+    from headrace.streams.evaluate import Question, run
+
+    run(_settings(config, debug=debug), Question(log, target, mapping, arm, min_ess, level, plot, save, as_json))
 
 
 @export_app.command("text")

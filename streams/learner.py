@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from prometheus_client import CollectorRegistry
 
@@ -23,10 +24,12 @@ from headrace.export.defaults import ensure_user
 from headrace.streams import http, kafka, topics
 from headrace.streams.ends import EndsWatch
 from headrace.streams.errors import ArtifactMismatch, Fatal, HeadraceError
+from headrace.streams.gate import report
 from headrace.streams.learning import Learning
 from headrace.streams.metrics import Metrics
-from headrace.streams.records import PolicyVersion, decode_policy_version, decode_transitions, encode
+from headrace.streams.records import PolicyVersion, decode_command, decode_policy_version, decode_transitions, encode
 from headrace.streams.settings import Settings
+from headrace.streams.versions import SERVED
 
 _log = logging.getLogger("headrace.learner")
 _POLL_S = 0.1
@@ -57,6 +60,8 @@ class Session:
         self._consumer = kafka.consumer(settings, self._id, fetch_wait_max_ms=20, fetch_queue_backoff_ms=5)
         start = self._start(start)
         self._consumer.assign([TopicPartition(self._log.topic, 0, start)])
+        self._commands = kafka.consumer(settings, self._id, fetch_wait_max_ms=100)
+        self._commands.assign([TopicPartition(settings.topic("policy-commands"), 0, self._learning.gate.commands + 1)])
         self._reached = start - 1
         self._published_s = self._said_s = self._measured_s = float("-inf")
         self.over = False
@@ -95,6 +100,7 @@ class Session:
     def step(self) -> None:
         """Takes the messages that wait, learns them in order, publishes the versions that fall due."""
         messages = kafka.consume(self._consumer, 1, _POLL_S)
+        self._listen()
         if messages:
             messages += kafka.consume(self._consumer, _AT_ONCE - 1, 0)
             started_s = time.monotonic()
@@ -118,6 +124,17 @@ class Session:
             self._count()
         self._measure()
 
+    def _listen(self) -> None:
+        """Commands that have come: the next boundary takes them."""
+        for message in kafka.consume(self._commands, 100, 0):
+            if error := message.error():
+                kafka.check(error)
+                continue
+            try:
+                self._learning.gate.wants(decode_command(message.value() or b""), message.offset())
+            except msgspec.DecodeError as problem:
+                _log.warning("policy-commands@%s is no command and is passed over: %s", message.offset(), problem)
+
     def _due(self, *, waiting: int) -> bool:
         """Publishes at each boundary, but while catching up only now and then: the next version will know it all."""
         late = waiting >= self._settings.learner.publish_messages
@@ -139,8 +156,9 @@ class Session:
         self._metrics.commits.labels("retried" if self.over else "committed").inc()
         self._metrics.stage.labels("publish").observe(self._published_s - started_s)
         for version in versions:
-            self._metrics.versions.labels(version.policy).inc()
-            self._metrics.policy_version.labels(version.policy).set(version.version)
+            if version.policy in SERVED:
+                self._metrics.versions.labels(version.policy).inc()
+                self._metrics.policy_version.labels(version.policy).set(version.version)
         now_ms = time.time() * 1000
         for sent_ms in self._learning.tally.sent_ms:
             self._metrics.outcome_to_policy.observe(max(0.0, (now_ms - sent_ms) / 1000))
@@ -185,10 +203,12 @@ class Session:
             self._measured_s = time.monotonic()
             for (_, partition), behind in kafka.lag(self._consumer).items():
                 self._metrics.lag.labels("transitions", str(partition)).set(behind)
+            report(self._learning.gate, self._metrics)
 
     def close(self) -> None:
         """What is not published yet is learned again from the log."""
         self._consumer.close()
+        self._commands.close()
 
 
 class Learner:

@@ -17,12 +17,13 @@ from headrace.policy.features import SCALARS
 from headrace.policy.registry import LEARNED
 from headrace.streams.book import Book, Widths
 from headrace.streams.context import ContextEncoder
+from headrace.streams.gate import PART, GatePart
 from headrace.streams.parts import BehaviourParts, PolicyPart
 from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.settings import Settings
 from headrace.streams.start import begin
-from headrace.streams.versions import make_policy, part_of
+from headrace.streams.versions import make_policy
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Learning:
         self.behaviour = BehaviourParts()
         if start is not None:
             self.behaviour.begin(start.behaviour)
+        self.gate = GatePart(settings)
         self.tally = Tally()
         self.offset = -1  # up to here published versions reach
         self._widths = Widths(state=dim, context=ContextEncoder(settings).size, scalars=len(SCALARS))
@@ -67,13 +69,15 @@ class Learning:
             return 0
         self.offset = max(record.offset for record in latest.values())
         self._boundaries = max(record.version for record in latest.values())
-        self.behaviour.resume([r for r in latest.values() if part_of(r)[0] in self.behaviour.models])
+        self.behaviour.resume([r for r in latest.values() if r.policy in self.behaviour.models])
         starts = [self.behaviour.known + 1]
         for part in self.policies:
             record = latest.get(part.policy.name)
             if record is not None:
                 part.resume(record)
             starts.append(record.replay_from if record is not None and part.known >= 0 else 0)
+        self.gate.resume(latest.values())
+        starts.append(latest[PART].replay_from if PART in latest else 0)
         return min(starts)
 
     def apply(self, message: Transitions, offset: int, *, now_ms: int = 0, publish: bool = True) -> list[PolicyVersion]:
@@ -86,9 +90,11 @@ class Learning:
         examples = lessons.examples(self._widths)
         if examples is not None:
             for part in self.policies:
-                part.take(examples, offset, replay_from=replay_from)
+                if self.gate.teaches(part.policy.name, offset):
+                    part.take(examples, offset, replay_from=replay_from)
         if lessons.behaviour:
             self.behaviour.take(lessons.behaviour, offset)
+        self.gate.observe(message, lessons, offset)
         if offset <= self.offset:
             return []
         tally = self.tally
@@ -107,12 +113,14 @@ class Learning:
             return []
         self._messages = 0
         self._boundaries += 1
+        number, book = self._boundaries, self._book.replay_from(otherwise=offset + 1)
+        self.gate.judge(self.policies, boundary=number, offset=offset, now_ms=now_ms)
         if not publish:
             return []
-        number, book = self._boundaries, self._book.replay_from(otherwise=offset + 1)
         versions = [
             part.publish(version=number, offset=offset, book=book, created_ms=now_ms)
             for part in self.policies
             if part.due(offset)
         ]
-        return versions + self.behaviour.publish(version=number, offset=offset, created_ms=now_ms)
+        versions += self.behaviour.publish(version=number, offset=offset, created_ms=now_ms)
+        return versions + self.gate.publish(boundary=number, offset=offset, book=book, created_ms=now_ms)

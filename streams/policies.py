@@ -106,6 +106,8 @@ class Policies:
                 self._by_arm.update(serves(meta, self._by_arm))
             elif name in self._served:
                 policy = self._make(name, self._items.dim)
+                if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays.values()):
+                    raise ValueError("it holds a number that is not finite")
                 policy.restore(arrays, meta)
                 self._served[name] = Served(name, version.version, policy)
         except ValueError as error:

@@ -1,0 +1,348 @@
+"""The gate, live: who serves the arm `policy`, what is frozen, which versions are staged. Pure, a part of the learner.
+
+Every boundary it looks for alarms, takes the commands that wait, and asks whether a challenger has earned promotion.
+All that it decides follows from the messages and the offsets at which commands were taken, both of which its record in
+`policy-versions` holds: a learner that resumes decides what one that never stopped decides.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from headrace.policy.base import Arrays, Meta
+from headrace.policy.evaluation.gate import Gate, Verdict
+from headrace.policy.evaluation.guardrails import Alarm, Guardrails
+from headrace.policy.evaluation.ledger import Ledger
+from headrace.policy.names import BASELINES, LEARNED
+from headrace.policy.snapshot import SnapshotError
+from headrace.streams.book import Lessons
+from headrace.streams.metrics import Metrics
+from headrace.streams.parts import PolicyPart
+from headrace.streams.policies import policy_of_arm, serves
+from headrace.streams.records import Command, Opened, PolicyVersion, Transitions
+from headrace.streams.settings import Settings
+from headrace.streams.staging import Staging
+from headrace.streams.versions import arrays_of, version_of
+
+log = logging.getLogger("headrace.learner")
+PART = "gate"
+HISTORY = "history"
+_HISTORY_KEPT = 1_000
+_GUARDED = "policy"  # the arm
+_CHECK_EVERY = 8  # boundaries: a snapshot made for its own sake is not for every one, and two seconds are soon enough
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the history: what was done, to which policy, by whom and why."""
+
+    action: str
+    policy: str
+    who: str
+    why: str
+    command_id: str = ""
+
+
+class GatePart:
+    """One a learner. `serves` says which policy each arm runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        g = settings.gate
+        self._settings = g
+        self.serves = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
+        self._control = g.control or next((arm for arm in BASELINES if arm in self.serves), "")
+        self._gate = Gate(margin=g.margin, error=g.error, min_decisions=g.min_decisions, planned=g.planned)
+        self.staging = Staging(every=g.stage_every, kept=g.staged)
+        self.verdicts: dict[str, Verdict] = {}
+        self.frozen: dict[str, list[list[int]]] = {}  # policy → [from, to) offsets without learning; to -1: open
+        self.known = -1
+        self.commands = -1  # offset of the last command taken
+        self.counts: Counter[tuple[str, str]] = Counter()  # (promotion, policy) or (rollback, rule), for metrics
+        self._waiting: list[tuple[int, Command]] = []
+        self._alarm: Alarm | None = None
+        self._history: list[Entry] = []  # not yet published
+        self._checked = 0  # examples that the guarded policy had learned when its arrays were last looked at
+        self._entries = 0  # of the history, published ones included
+        self._dirty = False
+        self._new_guard = partial(Guardrails, arm=_GUARDED, control=self._control or None, floor=settings.policy.floor)
+        self._start_evidence()
+
+    def _start_evidence(self) -> None:
+        """What was counted for other policies in these arms counts no more."""
+        self._ledger = Ledger(list(self.serves))
+        self._guard = self._new_guard()
+        self.verdicts = {}
+
+    @property
+    def champion(self) -> str:
+        return self.serves.get(_GUARDED, "")
+
+    def values(self) -> dict[str, tuple[int, float]]:
+        """Of each arm the decisions shown and the reward per shown decision."""
+        found = {arm: self._ledger.value(arm) for arm in self.serves}
+        return {arm: (int(value.decisions), value.mean) for arm, value in found.items()}
+
+    def is_frozen(self, policy: str) -> bool:
+        return bool(self.frozen.get(policy)) and self.frozen[policy][-1][1] < 0
+
+    def teaches(self, policy: str, offset: int) -> bool:
+        """Whether a policy learns from the message at `offset`."""
+        return not any(a <= offset and (b < 0 or offset < b) for a, b in self.frozen.get(policy, ()))
+
+    def wants(self, command: Command, offset: int) -> None:
+        """Somebody's command: taken at the next boundary."""
+        if offset > self.commands:
+            self._waiting.append((offset, command))
+
+    # -- what the log brings ------------------------------------------------------------------------------------------
+
+    def observe(self, message: Transitions, lessons: Lessons, offset: int) -> None:
+        """Counts what one message showed and earned, by arm."""
+        if offset <= self.known:
+            return
+        self.known = offset
+        shown: Counter[tuple[str, int]] = Counter()
+        earned: dict[tuple[str, int], float] = defaultdict(float)
+        ledger = self._ledger
+        for decision in lessons.first_shown:
+            if decision.arm in self.serves:
+                ledger.shown(decision.arm, ledger.bucket(decision.user_id))
+                shown[decision.arm, decision.version] += 1
+        for decision, reward in zip(lessons.decisions, lessons.rewards, strict=True):
+            if reward and decision.arm in self.serves:
+                ledger.rewarded(decision.arm, ledger.bucket(decision.user_id), reward)
+                earned[decision.arm, decision.version] += reward
+        self._dirty |= bool(shown or earned)
+        if self._settings.guard:
+            self._propensities(message)
+            for arm, version in dict.fromkeys([*shown, *earned]):
+                self._alert(
+                    self._guard.rewarded(
+                        arm=arm, version=version, decisions=shown[arm, version], reward=earned[arm, version]
+                    )
+                )
+
+    def _propensities(self, message: Transitions) -> None:
+        """Whether 1/p of the guarded arm's first positions is the number of candidates on average."""
+        for record in message.records:
+            if isinstance(record, Opened) and record.arm == _GUARDED and record.slate:
+                first = struct.unpack_from("<d", record.propensities)[0]
+                expected = len(record.candidates) / 8
+                self._alert(self._guard.decided(record.policy_version, expected=expected, observed=1 / first))
+                self._dirty = True
+
+    def _alert(self, alarm: Alarm | None) -> None:
+        self._alarm = self._alarm or alarm
+
+    # -- a boundary ---------------------------------------------------------------------------------------------------
+
+    def judge(self, parts: Sequence[PolicyPart], *, boundary: int, offset: int, now_ms: int) -> None:
+        """Alarms first, then commands, then promotions; then versions are staged where it is time."""
+        by_name = {part.policy.name: part for part in parts}
+        alarm, self._alarm = self._alarm, None
+        guarded = by_name.get(self.champion)
+        if self._settings.guard and guarded is not None and not self.is_frozen(self.champion):
+            self._guard_policy(guarded, alarm, boundary, offset)
+        for at, command in self._waiting:
+            self._obey(command, by_name, offset)
+            self.commands = at
+            self._dirty = True
+        self._waiting.clear()
+        for arm in self._settings.challengers:
+            self._judge_challenger(arm)
+        for part in parts:
+            if not self.is_frozen(part.policy.name):
+                self.staging.stage(part.policy, boundary=boundary, offset=offset, created_ms=now_ms)
+
+    def _guard_policy(self, part: PolicyPart, alarm: Alarm | None, boundary: int, offset: int) -> None:
+        if alarm is None and boundary % _CHECK_EVERY == 0:
+            arrays, meta = part.policy.snapshot()
+            if meta["learned"] != self._checked:
+                self._checked, self._dirty = int(meta["learned"]), True
+                alarm = self._guard.check_arrays(arrays, meta)
+        if alarm is not None:
+            self.counts["rollback", alarm.rule] += 1
+            entry = Entry("rollback", part.policy.name, "guardrail", f"{alarm.rule}: {alarm.reason}")
+            good = self._guard.last_good
+            found = self.staging.find(part.policy.name, at_most=good) if good is not None else None
+            self._roll_back(part, offset, entry, found or self.staging.find(part.policy.name))
+
+    def _judge_challenger(self, arm: str) -> None:
+        rivals = len(self._settings.challengers)
+        verdict = self._gate.verdict(self._ledger, champion=_GUARDED, challenger=arm, challengers=rivals)
+        self.verdicts[arm] = verdict
+        if verdict.decision == "promote" and not self.is_frozen(self.serves[arm]):
+            self._promote(arm, Entry("promote", self.serves[arm], "gate", verdict.reason))
+
+    def _promote(self, arm: str, entry: Entry) -> None:
+        """The challenger serves the arm `policy`; the champion so far goes on as the challenger."""
+        self.serves[_GUARDED], self.serves[arm] = self.serves[arm], self.serves[_GUARDED]
+        self.counts["promotion", entry.policy] += 1
+        self._note(entry)
+        self._start_evidence()
+
+    def _roll_back(self, part: PolicyPart, offset: int, entry: Entry, to: PolicyVersion | None) -> None:
+        """Puts a staged version back and stops learning: what was learned since then may be what went wrong."""
+        name = part.policy.name
+        if to is None:
+            part.begin_anew(offset=offset)
+            told = "to the beginning, as no version was staged yet"
+        else:
+            part.become(*arrays_of(to), offset=offset)
+            told = f"to version {to.version}"
+        self._freeze(name, offset)
+        self.staging.drop_after(name, to.version if to else -1)
+        self._note(Entry(entry.action, name, entry.who, f"{entry.why} ({told})", entry.command_id))
+        self._guard.reset()
+
+    def _freeze(self, name: str, offset: int) -> None:
+        if not self.is_frozen(name):
+            self.frozen.setdefault(name, []).append([offset + 1, -1])
+
+    def _note(self, entry: Entry) -> None:
+        log.warning("%s %s by %s: %s", entry.action, entry.policy, entry.who, entry.why)
+        self._history.append(entry)
+        self._dirty = True
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def _obey(self, command: Command, parts: dict[str, PolicyPart], offset: int) -> None:
+        name = command.policy
+        entry = Entry(command.action, name, command.who, command.why, command.command_id)
+        problem = self._problem(command, parts)
+        if problem:
+            self._note(Entry("refused", name, command.who, f"{command.action}: {problem}", command.command_id))
+        elif command.action == "promote":
+            self._promote(next(arm for arm, policy in self.serves.items() if policy == name and arm != _GUARDED), entry)
+        elif command.action == "freeze":
+            self._freeze(name, offset)
+            self._note(entry)
+        elif command.action == "unfreeze":
+            self.frozen[name][-1][1] = offset + 1
+            self._guard.reset()
+            self._note(entry)
+        else:  # pin, rollback
+            self._roll_back(parts[name], offset, entry, self.staging.find(name, command.version))
+            self.counts["rollback", "command"] += 1
+
+    def _problem(self, command: Command, parts: dict[str, PolicyPart]) -> str:
+        """Why a command cannot be obeyed, in one line that says what to do; empty where it can."""
+        name = command.policy
+        if command.action == "promote":
+            if name == self.champion:
+                return f"{name} serves the arm `policy` already"
+            if name not in self.serves.values():
+                return f"no arm runs {name}: give it a share in [arms.shares] first"
+            return ""
+        if name not in parts:
+            return f"{name} is not learned here: choose one of {', '.join(parts)}"
+        if command.action == "unfreeze" and not self.is_frozen(name):
+            return f"{name} is not frozen"
+        if command.action == "freeze" and self.is_frozen(name):
+            return f"{name} is frozen already"
+        if command.action in ("pin", "rollback") and self.staging.find(name, command.version) is None:
+            known = ", ".join(str(v) for v in self.staging.versions(name)) or "none yet"
+            return f"there is no such staged version of {name}: choose one of {known}"
+        if command.action not in ("freeze", "unfreeze", "pin", "rollback"):
+            return f"{command.action!r} is no command"
+        return ""
+
+    # -- the record ---------------------------------------------------------------------------------------------------
+
+    def publish(self, *, boundary: int, offset: int, book: int, created_ms: int) -> list[PolicyVersion]:
+        """The gate's record where it changed, what was staged, and the history's new lines.
+
+        Never left out where a policy is published: a restart judges on from where the policies stand.
+
+        `book` is the book's replay offset after the message at `offset`.
+        """
+        staged = self.staging.publish()
+        if not self._dirty and not staged:
+            return []
+        self._dirty = False
+        record = partial(version_of, version=boundary, offset=offset, replay_from=book, created_ms=created_ms)
+        lines = []
+        for entry in self._history:
+            line: Meta = {**vars(entry), "champion": self.champion, "ts": created_ms, "entry": self._entries}
+            lines.append(record(f"{HISTORY}/{self._entries % _HISTORY_KEPT}", {"none": np.zeros(0)}, line))
+            self._entries += 1
+        self._history.clear()
+        arrays: Arrays = {f"ledger.{name}": array for name, array in self._ledger.arrays().items()}
+        arrays |= {f"guard.{name}": array for name, array in self._guard.arrays().items()}
+        meta: Meta = {
+            "serves": json.dumps(self.serves),
+            "frozen": json.dumps(self.frozen),
+            "staged": json.dumps(self.staging.table()),
+            "verdicts": json.dumps({arm: vars(v) for arm, v in self.verdicts.items()}),
+            "commands": self.commands,
+            "checked": self._checked,
+            "entries": self._entries,
+        }
+        return [*staged, *lines, record(PART, arrays, meta)]
+
+    def resume(self, records: Iterable[PolicyVersion]) -> None:
+        """Becomes what was published; what does not fit the settings any more begins anew."""
+        latest = {record.part: record for record in records}
+        record = latest.get(PART)
+        if record is None:
+            return
+        try:
+            arrays, meta = arrays_of(record)
+        except SnapshotError as error:
+            log.warning("the gate's record is damaged and begins anew: %s", error)
+            return
+        self.staging.resume(latest.values(), json.loads(str(meta["staged"])))
+        self.known, self.commands, self._entries = record.offset, int(meta["commands"]), int(meta["entries"])
+        self._checked = int(meta["checked"])
+        self.frozen = {name: spans for name, spans in json.loads(str(meta["frozen"])).items() if name in LEARNED}
+        said = serves(meta, self.serves)
+        if not said:
+            log.warning("the arms are not those that the gate knew: its evidence begins anew")
+            return
+        self.serves = said
+        try:
+            self._ledger.restore(_of(arrays, "ledger."))
+            self._guard.restore(_of(arrays, "guard."))
+        except ValueError as error:
+            log.warning("the gate's evidence cannot be resumed and begins anew: %s", error)
+            self._start_evidence()
+
+    def forget_spans(self, parts: Iterable[PolicyPart]) -> None:
+        """Spans without learning that no restart can reach again are dropped."""
+        for part in parts:
+            spans = self.frozen.get(part.policy.name, [])
+            self.frozen[part.policy.name] = [s for s in spans if s[1] < 0 or s[1] > part.reread_from]
+
+
+def _of(arrays: Arrays, prefix: str) -> Arrays:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def report(gate: GatePart, metrics: Metrics) -> None:
+    """What the gate knows, as metrics."""
+    for (what, which), amount in gate.counts.items():
+        if what == "promotion":
+            metrics.promotions.labels(which).inc(amount)
+        elif what == "rollback":
+            metrics.rollbacks.labels(which).inc(amount)
+    gate.counts.clear()
+    for arm in gate.serves:
+        for policy in set(gate.serves.values()):
+            metrics.serving.labels(arm, policy).set(gate.serves[arm] == policy)
+    for policy in LEARNED:
+        if policy in gate.frozen:
+            metrics.frozen.labels(policy).set(gate.is_frozen(policy))
+    for arm, (decisions, value) in gate.values().items():
+        metrics.gate_decisions.labels(arm).set(decisions)
+        metrics.gate_value.labels(arm).set(value)
+    for arm, verdict in gate.verdicts.items():
+        for bound in ("lower", "lift", "upper"):
+            metrics.gate_lift.labels(arm, bound).set(getattr(verdict, bound))
