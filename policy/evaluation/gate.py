@@ -77,7 +77,7 @@ class Gate:
         old, new = ledger.value(champion), ledger.value(challenger)
         decisions = int(old.decisions + new.decisions)
         unit = abs(old.mean)
-        lift = _cut((new.mean - old.mean) / unit) if unit > 0 else math.copysign(_BEYOND, new.mean - old.mean)
+        lift = _relative(new.mean - old.mean, unit)
         lower, upper = -_BEYOND, _BEYOND
         too_little = self._too_little(champion, old) or self._too_little(challenger, new)
         if not too_little:
@@ -86,8 +86,8 @@ class Gate:
             # Decisions at an even split that would tell as much as these do: 4 / (1/n + 1/m).
             at = 4 / (1 / old.decisions + 1 / new.decisions)
             width = error * boundary(at, error=self.error / challengers, planned=self.planned)
-            lower = _cut((new.mean - old.mean - width) / unit) if unit > 0 else lower
-            upper = _cut((new.mean - old.mean + width) / unit) if unit > 0 else upper
+            lower = _relative(new.mean - old.mean - width, unit)
+            upper = _relative(new.mean - old.mean + width, unit)
         decision: Decision = "waiting"
         if too_little:
             reason = too_little
@@ -138,5 +138,8 @@ def _tuning(error: float) -> float:
     return _tuned[error]
 
 
-def _cut(lift: float) -> float:
-    return min(max(lift, -_BEYOND), _BEYOND)
+def _relative(difference: float, unit: float) -> float:
+    """`difference` in units of the champion's value, cut."""
+    if unit <= 0:
+        return math.copysign(_BEYOND, difference) if difference else 0.0
+    return min(max(difference / unit, -_BEYOND), _BEYOND)
