@@ -5,7 +5,9 @@ Turns the messages of `transitions` into examples to learn from:
     opened              held, with its features
     impression          the positions shown become examples with the reward known so far, 0 as a rule
     any other outcome   its position becomes an example, or the reward of the example it is gets corrected
-    closed as shown     what was shown and not learned becomes an example; differences in reward are corrected
+    time                what has come is worth less and less more than itself: see policy/delays.py
+    closed as shown     what was shown and not learned becomes an example; differences in reward are corrected; the
+                        slate, its rewards and the decision that followed it become a step
     closed otherwise    forgotten: a slate nobody saw, or another than ours, teaches nothing more
     erased              the user's decisions are forgotten
 
@@ -13,161 +15,58 @@ What is held is a function of the log's suffix: a decision lives while it is amo
 reads from `replay_from` holds what a learner that never stopped would hold. Every record is idempotent: opened by its
 recommendation id (among the last N), outcomes by their outcome id, closed by being the first.
 
+Rewards are of one version, the settings': what a worker told under another is computed again from the raw outcome.
+
 Every arm's decisions are held: a reward model learns from any item that was shown, whoever chose it, and the logged
 propensities tell learners that need it who did.
 """
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import math
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from headrace.policy.base import Examples
+from headrace.policy import delays
+from headrace.streams.estimates import Estimates
+from headrace.streams.lessons import Decision, Followed, Lessons, Widths
 from headrace.streams.records import Behaviour, Closed, Erased, Opened, Outcome, Transitions
+from headrace.streams.rewards import Earned, Rewards
+from headrace.streams.settings import Settings
+from headrace.streams.state import short_hash
 
-_NO_DIFFERENCE = 1e-9  # rewards are sums of a few floats: smaller differences are rounding
-_LARGEST = 100.0  # of a scalar or context feature: beyond it one example would drown all others
+__all__ = ["Book", "Decision", "Lessons", "Widths"]
 _LARGEST_REWARD = 1e6  # of one position: beyond it the sums of a linear model lose the digits of all others
-
-
-@dataclass(frozen=True)
-class Widths:
-    """What a policy's rows measure; a decision made to another measure teaches it nothing."""
-
-    state: int
-    context: int
-    scalars: int
-
-
-class Decision:
-    """One decision held. Arrays stay the bytes they came as: about 2 kB, joined into batches at memory speed."""
-
-    __slots__ = (
-        "arm",
-        "closed",
-        "context",
-        "heard",
-        "id",
-        "items",
-        "learned",
-        "propensities",
-        "rewards",
-        "scalars",
-        "size",
-        "state",
-        "user_id",
-        "version",
-    )
-
-    def __init__(self, opened: Opened) -> None:
-        self.user_id = opened.user_id
-        self.arm = opened.arm
-        self.version = opened.policy_version
-        self.id = int.from_bytes(hashlib.blake2b(opened.recommendation_id.encode(), digest_size=8).digest(), "little")
-        self.size = len(opened.slate)
-        self.state = opened.state
-        self.context = opened.context
-        self.items = opened.items
-        self.scalars = opened.scalars
-        self.propensities = opened.propensities
-        self.learned = 0  # bit p: position p is an example
-        self.rewards: dict[int, float] = {}  # by position, as told so far
-        self.heard: set[str] = set()  # outcome ids
-        self.closed = False
-
-
-@dataclass
-class Lessons:
-    """What one message teaches, in the order of its records."""
-
-    decisions: list[Decision] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    fresh: list[bool] = field(default_factory=list)
-    first_shown: list[Decision] = field(default_factory=list)  # decisions of which nothing was shown before
-    behaviour: list[Behaviour] = field(default_factory=list)
-    sent_ms: list[int] = field(default_factory=list)  # of the outcomes that taught
-    unmatched: int = 0  # outcomes whose decision is not held
-    misfits: int = 0  # decisions of other widths
-
-    def examples(self, widths: Widths) -> Examples | None:
-        """The rows as arrays, None where there are none."""
-        n = len(self.positions)
-        if not n:
-            return None
-        d, m = widths.state, widths.scalars
-        rows = list(zip(self.decisions, self.positions, strict=True))
-
-        def joined(parts: list[bytes], dtype: str, width: int) -> np.ndarray:
-            return np.frombuffer(b"".join(parts), dtype).reshape(n, width)
-
-        contexts = joined([x.context for x in self.decisions], "<f4", widths.context)
-        scalars = joined([x.scalars[4 * m * p : 4 * m * (p + 1)] for x, p in rows], "<f4", m)
-        examples = Examples(
-            states=joined([x.state for x in self.decisions], "<f4", d),
-            contexts=contexts.clip(-_LARGEST, _LARGEST),
-            items=joined([x.items[2 * d * p : 2 * d * (p + 1)] for x, p in rows], "<f2", d).astype(np.float32),
-            scalars=scalars.clip(-_LARGEST, _LARGEST),
-            propensities=joined([x.propensities[8 * p : 8 * (p + 1)] for x, p in rows], "<f8", 1)[:, 0],
-            positions=np.array(self.positions, np.int64),
-            rewards=np.array(self.rewards, np.float64),
-            fresh=np.array(self.fresh, np.bool_),
-            ids=np.array([(x.id + p) & 0xFFFF_FFFF_FFFF_FFFF for x, p in rows], np.uint64),
-        )
-        return _finite(examples)
-
-    def _add(self, decision: Decision, position: int, reward: float, *, fresh: bool) -> None:
-        self.decisions.append(decision)
-        self.positions.append(position)
-        self.rewards.append(reward)
-        self.fresh.append(fresh)
-
-    def show(self, decision: Decision, position: int) -> None:
-        """The position was shown: an example with the reward known so far, once."""
-        if not decision.learned >> position & 1:
-            if not decision.learned:
-                self.first_shown.append(decision)
-            decision.learned |= 1 << position
-            self._add(decision, position, decision.rewards.get(position, 0.0), fresh=True)
-
-    def tell(self, decision: Decision, position: int, reward: float) -> None:
-        """The position earned `reward` more."""
-        before = decision.rewards.get(position, 0.0)
-        after = before + reward
-        if not abs(after) <= _LARGEST_REWARD:
-            after = before if math.isnan(after) else math.copysign(_LARGEST_REWARD, after)
-        decision.rewards[position] = after
-        if not decision.learned >> position & 1:
-            self.show(decision, position)
-        elif abs(after - before) > _NO_DIFFERENCE:
-            self._add(decision, position, after - before, fresh=False)
-
-
-def _finite(examples: Examples) -> Examples | None:
-    """Without the rows that hold a NaN or an infinity, None where no row is left."""
-    columns = (examples.states, examples.contexts, examples.items, examples.scalars)
-    good = np.logical_and.reduce([np.isfinite(column).all(axis=1) for column in columns])
-    if good.all():
-        return examples
-    if not good.any():
-        return None
-    return Examples(**{name: column[good] for name, column in vars(examples).items() if column is not None})
+_WORTH_TELLING = 0.02  # by so much of itself a multiplier must have moved to be told again
+_RANDOM = "random"  # the policy whose slates tell what a position is worth
 
 
 class Book:
     """The last `size` opened decisions. Decisions of other widths than `widths` are not held."""
 
-    def __init__(self, size: int, widths: Widths, *, assume_shown: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        widths: Widths,
+        *,
+        assume_shown: bool = False,
+        rewards: Rewards | None = None,
+        estimates: Estimates | None = None,
+    ) -> None:
+        """Without `estimates` rewards are told as they come, and positions as they are."""
         self._size = size
         self._widths = widths
         self._assume_shown = assume_shown
+        self._rewards = rewards or Rewards(Settings())
+        self._kinds = {name: i for i, name in enumerate(self._rewards.kinds)}
+        self._estimates = estimates
+        self._maturing: dict[int, list[tuple[int, int, str]]] = {}  # by partition: when a multiplier falls, of what
         self._held: dict[str, Decision] = {}
         self._of_user: dict[str, list[str]] = {}
         self._window: deque[tuple[str, int]] = deque()  # recommendation id and offset of the last opened records
+        self._offset = -1  # of the message being read
         self._opened = 0  # opened records read so far; the newest in the window is number _opened - 1
         self._latest: dict[
             str, tuple[int, int]
@@ -185,12 +84,14 @@ class Book:
     def read(self, message: Transitions, offset: int) -> Lessons:
         """Takes in one message, its records in order."""
         lessons = Lessons()
+        self._offset = offset
+        self._mature(message.partition, message.event_time, lessons)
         for record in message.records:
             match record:
                 case Opened():
                     self._open(record, offset, lessons)
                 case Outcome():
-                    self._outcome(record, lessons)
+                    self._outcome(record, message, lessons)
                 case Closed():
                     self._close(record, lessons)
                 case Behaviour():
@@ -198,11 +99,15 @@ class Book:
                 case Erased():
                     for recommendation_id in list(self._of_user.get(record.user_id, ())):
                         self._forget(recommendation_id)
+        if self._estimates is not None and self._estimates.due(offset):
+            self._estimate(self._estimates, message.event_time)
         return lessons
 
     def _open(self, record: Opened, offset: int, lessons: Lessons) -> None:
         name, number = record.recommendation_id, self._opened
         self._opened += 1
+        if self._estimates is not None:
+            self._estimates.opened(offset)
         self._window.append((name, offset))
         if len(self._window) > self._size:
             self._expire()
@@ -214,11 +119,22 @@ class Book:
         if not self._fits(record):
             lessons.misfits += 1
             return
-        self._held[name] = decision = Decision(record)
+        if record.busy:
+            lessons.busy += 1
+            return
+        self._held[name] = decision = self._decision(record, offset)
         self._of_user.setdefault(record.user_id, []).append(name)
         if self._assume_shown:
             for position in range(decision.size):
-                lessons.show(decision, position)
+                self._show(decision, position, lessons)
+
+    def _decision(self, record: Opened, offset: int) -> Decision:
+        if self._estimates is None:
+            return Decision(record)
+        placement = self._estimates.placement(record.placement)
+        decision = Decision(record, table=self._estimates.in_force(offset), placement=placement)
+        decision.random = record.policy == _RANDOM
+        return decision
 
     def _expire(self) -> None:
         """The oldest record leaves the window, and its decision the book."""
@@ -250,11 +166,18 @@ class Book:
             and len(record.propensities) == 8 * k
         )
 
-    def _outcome(self, record: Outcome, lessons: Lessons) -> None:
+    # -- what decisions earn ------------------------------------------------------------------------------------------
+
+    def _outcome(self, record: Outcome, message: Transitions, lessons: Lessons) -> None:
+        if record.busy:
+            lessons.busy += 1
+            self._forget(record.recommendation_id)
+            return
         decision = self._held.get(record.recommendation_id)
         if decision is None:
             lessons.unmatched += 1
             return
+        decision.heard = decision.heard or set()
         if record.outcome_id in decision.heard:
             return
         decision.heard.add(record.outcome_id)
@@ -265,11 +188,59 @@ class Book:
             if decision.closed and not decision.learned >> position & 1:
                 continue  # a return after the end corrects what was learned, and teaches nothing new
             if record.type == "impression":
-                lessons.show(decision, position)
+                self._show(decision, position, lessons)
             else:
-                lessons.tell(decision, position, record.reward)
+                self._earn(decision, position, record, lessons)
+        self._age(decision, record.recommendation_id, message.partition, max(message.event_time, record.ts), lessons)
         if len(lessons.positions) > before:
             lessons.sent_ms.append(record.sent_ms)
+
+    def _earn(self, decision: Decision, position: int, record: Outcome, lessons: Lessons) -> None:
+        """Adds an outcome to what the position's reward is made of, or takes one back, and tells the reward."""
+        rewards, mine = self._rewards, record.reward_version == self._rewards.version
+        decision.mixed = decision.mixed or not mine
+        decision.earned = decision.earned or {}
+        earned = decision.earned.setdefault(position, [])
+        event, kind = short_hash(record.outcome_id), self._kinds.get(record.type, -1)
+        if record.type == "return" and record.order:
+            taken = [e for e in earned if e.order == record.order]
+            if rewards.function == "sum":
+                earned += [Earned(record.ts, event, -e.worth, kind=kind) for e in taken]
+            else:
+                earned[:] = [e for e in earned if e.order != record.order]
+        elif mine and rewards.function == "sum":
+            self._add(decision, position, Earned(record.ts, event, record.reward, record.order, kind))
+        elif rewards.earns(record.type):
+            worth = rewards.worth(record.type, record.value, record.quantity)
+            self._add(decision, position, Earned(record.ts, event, worth, record.order, kind))
+        self._tell(decision, position, lessons)
+
+    def _add(self, decision: Decision, position: int, new: Earned) -> None:
+        if math.isnan(new.worth) or not new.worth:
+            return
+        if math.isinf(new.worth):
+            new = new._replace(worth=math.copysign(_LARGEST_REWARD, new.worth))
+        decision.earned = decision.earned or {}
+        earned = decision.earned.setdefault(position, [])
+        if decision.random and new.worth > 0 and self._estimates and not any(e.worth > 0 for e in earned):
+            self._estimates.count_rewarded(decision.placement, position, self._offset)
+        earned.append(new)
+
+    def _show(self, decision: Decision, position: int, lessons: Lessons) -> None:
+        if lessons.show(decision, position):
+            self._count_shown(decision, position)
+
+    def _count_shown(self, decision: Decision, position: int) -> None:
+        if decision.random and self._estimates is not None:
+            self._estimates.count_shown(decision.placement, position, self._offset)
+
+    def _tell(self, decision: Decision, position: int, lessons: Lessons) -> None:
+        """Tells what the position's reward is now taken to be."""
+        earned = decision.earned.get(position, []) if decision.earned is not None else []
+        total = math.fsum(e.worth * self._multiplier(decision, e) for e in self._rewards.chosen(earned))
+        total = max(-_LARGEST_REWARD, min(_LARGEST_REWARD, total))
+        if lessons.tell(decision, position, total):
+            self._count_shown(decision, position)
 
     def _close(self, record: Closed, lessons: Lessons) -> None:
         decision = self._held.get(record.recommendation_id)
@@ -279,6 +250,68 @@ class Book:
             self._forget(record.recommendation_id)
             return
         decision.closed = True  # and held on while it is among the last N: a purchase may be returned after the end
+        same = record.reward_version == self._rewards.version and not decision.mixed
         for position, reward in zip(record.shown, record.rewards, strict=True):
-            if 0 <= position < decision.size:
-                lessons.tell(decision, position, reward - decision.rewards.get(position, 0.0))
+            if not 0 <= position < decision.size:
+                continue
+            earned = decision.earned.get(position, []) if decision.earned is not None else []
+            missing = reward - self._rewards.total(earned) if same else 0.0
+            if missing and self._rewards.function == "sum":
+                self._add(decision, position, Earned(record.ts, 0, missing, kind=-1))
+            elif missing:
+                decision.earned = {**(decision.earned or {}), position: [Earned(record.ts, 0, reward, kind=-1)]}
+            self._tell(decision, position, lessons)
+        following = record.next_recommendation_id
+        after = self._held.get(following) if following is not None else None
+        if following is None or after is not None:
+            lessons.followed.append(Followed(decision, tuple(record.shown), after, record.elapsed_ms or 0))
+
+    # -- rewards still to come ----------------------------------------------------------------------------------------
+
+    def _multiplier(self, decision: Decision, earned: Earned) -> float:
+        """What an outcome that has come stands for: itself and those like it that are still to come."""
+        if decision.closed or decision.table is None or earned.kind < 0:
+            return 1.0
+        return float(decision.table.multipliers[earned.kind, decision.stage])
+
+    def _age(self, decision: Decision, name: str, partition: int, now: int, lessons: Lessons) -> None:
+        """Brings a decision's rewards up to its age, and says when to look again."""
+        if decision.earned is None or decision.table is None or decision.closed:
+            return
+        decision.stage = max(decision.stage, delays.stage(now - decision.ts))
+        largest = 1.0
+        for position, earned in decision.earned.items():
+            chosen = self._rewards.chosen(earned)
+            factors = [self._multiplier(decision, e) for e in chosen]
+            largest = max([largest, *factors])
+            total = math.fsum(e.worth * factor for e, factor in zip(chosen, factors, strict=True))
+            told = decision.told(position)
+            if abs(total - told) > _WORTH_TELLING * abs(told) or largest == 1.0:
+                self._tell(decision, position, lessons)
+        if largest > 1.0 and not decision.maturing:
+            decision.maturing = True
+            due = decision.ts + int(delays.EDGES_MS[decision.stage])
+            heapq.heappush(self._maturing.setdefault(partition, []), (due, decision.id, name))
+
+    def _mature(self, partition: int, now: int, lessons: Lessons) -> None:
+        """A partition's own time alone counts: it is in its messages, wherever reading begins."""
+        waiting = self._maturing.get(partition)
+        while waiting and waiting[0][0] <= now:
+            _, _, name = heapq.heappop(waiting)
+            decision = self._held.get(name)
+            if decision is not None:
+                decision.maturing = False
+                self._age(decision, name, partition, now, lessons)
+
+    def _estimate(self, estimates: Estimates, now: int) -> None:
+        """A new table from all that is held."""
+        shown = [x for x in self._held.values() if x.learned]
+        outcomes = [
+            (e.kind, e.ts - x.ts, now - x.ts)
+            for x in shown
+            if x.earned is not None
+            for earned in x.earned.values()
+            for e in earned
+            if e.kind >= 0
+        ]
+        estimates.make(self._offset, np.array([now - x.ts for x in shown], np.int64), outcomes)

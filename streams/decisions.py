@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headrace.streams.records import Closed, Event, Outcome, item_key
-from headrace.streams.settings import EventType, Settings
+from headrace.streams.rewards import Rewards
+from headrace.streams.settings import Settings
 from headrace.streams.state import Credit, DecisionNotes, OpenDecision, UserState, short_hash
 
 _CREDITS = 32  # purchases a user whose return is still awaited
@@ -40,7 +41,8 @@ class Decisions:
         self._types = settings.event_types
         self._arms = {arm_code(arm): arm for arm in arms}
         self._assume_shown = settings.decisions.assume_shown
-        self._version = settings.decisions.reward_version
+        self._rewards = Rewards(settings)
+        self._version = self._rewards.version
         self._close_after = settings.close_after_ms
         self._widest = max(t.window for t in settings.event_types.values())
 
@@ -79,16 +81,39 @@ class Decisions:
         position = decision.keys.index(key)
         if notes.altered:
             return None, matched
-        reward = _reward(rule, event)
+        worth, order = self._rewards.worth(event.type, event.value, event.quantity), 0
         if event.order_id is not None and rule.reward:
             order = short_hash(event.type, event.order_id, event.item_id)
             credits = state.note().credits
             if any(c.order == order for c in credits):
                 return None, "duplicate"
-            credits.append(Credit(order, decision.recommendation, position, reward, event.ts))
+            credits.append(Credit(order, decision.recommendation, position, worth, event.ts))
             del credits[:-_CREDITS]
-        notes.rewards[position] = notes.rewards.get(position, 0.0) + reward
-        return self._outcome(state, event, decision, [position], reward, matched), matched
+        reward = self._earn(notes, position, event, worth, order) if rule.reward else 0.0
+        return self._outcome(state, event, decision, [position], reward, matched, order), matched
+
+    def _earn(self, notes: DecisionNotes, position: int, event: Event, worth: float, order: int) -> float:
+        """Adds an outcome; returns by how much the position's reward changes."""
+        before = notes.rewards.get(position, 0.0)
+        if self._rewards.function == "sum":
+            notes.rewards[position] = before + worth
+            return worth
+        earned = notes.earned.setdefault(position, [])
+        earned.append((event.ts, short_hash(_outcome_id(event)), worth, order))
+        notes.rewards[position] = self._rewards.total(earned)
+        return notes.rewards[position] - before
+
+    def _take_back(self, notes: DecisionNotes | None, credit: Credit) -> float:
+        """Takes a purchase out; returns by how much its position's reward changes."""
+        if self._rewards.function == "sum" or notes is None:
+            change = -credit.reward
+        else:
+            earned = notes.earned.get(credit.position, [])
+            earned[:] = [e for e in earned if e[3] != credit.order]
+            change = self._rewards.total(earned) - notes.rewards.get(credit.position, 0.0)
+        if notes is not None:
+            notes.rewards[credit.position] = notes.rewards.get(credit.position, 0.0) + change
+        return change
 
     def _impression(self, state: UserState, event: Event) -> tuple[Outcome | None, str]:
         decision = self._named(state, event.recommendation_id or "")
@@ -126,29 +151,27 @@ class Decisions:
             return None, "late"
         if credit.reward == 0.0:
             return None, "duplicate"
-        taken, credit.reward = (
-            credit.reward,
-            0.0,
-        )  # kept: the same return again is a repeat
+        change = self._take_back(state.notes.decisions.get(credit.recommendation), credit)
+        credit.reward = 0.0  # kept: the same return again is a repeat
         arm, opened_ts = "", 0
         for decision in state.decisions():
             if decision.recommendation == credit.recommendation:
                 arm, opened_ts = self._arm(decision), decision.ts
-                notes = self._notes(state, decision.recommendation)
-                notes.rewards[credit.position] = notes.rewards.get(credit.position, 0.0) - taken
         outcome = Outcome(
             recommendation_name(credit.recommendation), _outcome_id(event), event.type, event.ts, event.sent_ms,
-            [credit.position], -taken, event.value, event.quantity, "id", self._version, event.user_id, arm, opened_ts,
+            [credit.position], change, event.value, event.quantity, "id", self._version, event.user_id, arm, opened_ts,
+            credit.order,
         )  # fmt: skip
         return outcome, "id"
 
     def _outcome(
-        self, state: UserState, event: Event, decision: OpenDecision, positions: list[int], reward: float, matched: str
-    ) -> Outcome:
+        self, state: UserState, event: Event, decision: OpenDecision, positions: list[int], reward: float, matched: str,
+        order: int = 0,
+    ) -> Outcome:  # fmt: skip
         return Outcome(
             recommendation_name(decision.recommendation), _outcome_id(event), event.type, event.ts, event.sent_ms,
             positions, reward, event.value, event.quantity, matched, self._version, event.user_id,
-            self._arm(decision), decision.ts,
+            self._arm(decision), decision.ts, order,
         )  # fmt: skip
 
     def _arm(self, decision: OpenDecision) -> str:
@@ -197,6 +220,10 @@ class Decisions:
         if state.notes is not None and closed:
             horizon = now - self._widest
             state.notes.credits = [c for c in state.notes.credits if c.ts >= horizon]
+            if self._rewards.function != "sum":
+                awaited = {c.recommendation for c in state.notes.credits}
+                open_or_awaited = (n for n in state.notes.decisions if n in awaited or n in state.pending)
+                state.notes.decisions = {name: state.notes.decisions[name] for name in open_or_awaited}
         return closed
 
     def close_oldest(self, state: UserState, *, now: int, user_id: str, erased: bool = False) -> Closed:
@@ -206,6 +233,10 @@ class Decisions:
         notes = state.notes.decisions.get(decision.recommendation) if state.notes else None
         shown, rewards, closed_as = self._settle(decision, notes)
         state.close_oldest()
+        awaited = state.notes.credits if state.notes is not None and notes is not None and notes.earned else []
+        if any(c.recommendation == decision.recommendation for c in awaited):
+            assert notes is not None  # kept: a return must know what it leaves
+            state.note().decisions[decision.recommendation] = notes
         return Closed(
             recommendation_name(decision.recommendation), user_id, self._arm(decision), decision.ts, now,
             "erased" if erased else closed_as, shown, rewards, self._version,
@@ -225,14 +256,6 @@ class Decisions:
         else:
             return [], [], "unshown"
         return shown, [notes.rewards.get(p, 0.0) for p in shown], "shown"
-
-
-def _reward(rule: EventType, event: Event) -> float:
-    """Weight × 1, value, quantity, or both; a missing factor counts as 1."""
-    value = 1.0 if event.value is None else event.value
-    quantity = 1.0 if event.quantity is None else event.quantity
-    factor = {"one": 1.0, "value": value, "quantity": quantity, "value_quantity": value * quantity}[rule.times]
-    return rule.reward * factor
 
 
 def _outcome_id(event: Event) -> str:

@@ -44,6 +44,8 @@ def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
             metrics.closed.labels(name[1], name[2]).inc(amount)
         elif name[0] == "pending_capped":
             metrics.pending_capped.inc(amount)
+        elif name[0] == "busy":
+            metrics.busy.labels(name[1]).inc(amount)
         elif name[0] == "stale_triggers":
             metrics.stale_triggers.inc(amount)
     for _ in effects.failed:

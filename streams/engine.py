@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 
 from headrace.export.names import type_code
+from headrace.streams.busy import Busy, marked
 from headrace.streams.clock import EventClock
 from headrace.streams.culprits import culprits
 from headrace.streams.decisions import Decisions, arm_code
@@ -80,6 +81,7 @@ class Engine:
         self._settings = settings
         self._recommender = recommender
         self._decisions = Decisions(settings, settings.arms.shares)
+        self._busy = Busy(settings.worker)
         self._codes = {name: type_code(name) for name in settings.event_types}
         self._expiry: dict[int, list[str]] = {}
         self._failing: set[str] = set()  # users whose entries failed since an entry was applied
@@ -158,7 +160,7 @@ class Engine:
             self._expiry.setdefault(bucket, []).extend(users)
         self.open_decisions += effects.open_change
         for name, amount in effects.counts.items():
-            self.counts[_book_name(name)] += amount
+            self.counts["/".join(name)] += amount
 
     def progress(self) -> bytes:
         """The record that commits how far this partition is."""
@@ -168,10 +170,6 @@ class Engine:
 
     def _bucket(self, opened_ts: int) -> int:
         return self._decisions.expires_at(opened_ts) // _BUCKET_MS + 1
-
-
-def _book_name(name: tuple[str, ...]) -> str:
-    return "/".join(name)
 
 
 class _Step:
@@ -214,25 +212,28 @@ class _Step:
             return
         self.counts["events", event.type, "applied"] += 1
         rule = self.settings.event_types[event.type]
+        busy = self.engine._busy.at(state, event.ts)
+        self.counts["busy", "event"] += busy
         outcome, word = self.decisions.join(state, event)
         if word is not None:
             self.counts["outcomes", event.type, word] += 1
         if outcome is not None:
-            self.records.append(outcome)
+            self.records.append(marked(outcome, busy))
             self.effects.rewards[outcome.arm] += outcome.reward
         if rule.history:
-            self._remember(state, event)
+            self._remember(state, event, teaches=not busy)
         if rule.due:
             self.due[event.user_id] = event
 
-    def _remember(self, state: UserState, event: Event) -> None:
+    def _remember(self, state: UserState, event: Event, *, teaches: bool) -> None:
         """Appends to the history: the item where there is one, else the words."""
         code = self.engine._codes[event.type]
         rule = self.settings.event_types[event.type]
         if event.item_id is not None:
             key = item_key(event.item_id)
             previous = state.history_keys()[:-5:-1]
-            self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
+            if teaches:
+                self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
             if rule.consumes:
                 consumed = state.note().consumed
                 consumed.pop(key, None)
@@ -304,12 +305,9 @@ class _Step:
                 for closed in self.decisions.close_passed(state, now=now, user_id=user):
                     self._closed(closed.arm, closed.closed_as)
                     self.records.append(closed)
-                self._register(user, state)
-
-    def _register(self, user: str, state: UserState) -> None:
-        oldest = state.oldest_ts()
-        if oldest is not None:
-            self.effects.expiry.setdefault(self.engine._bucket(oldest), []).append(user)
+                oldest = state.oldest_ts()
+                if oldest is not None:
+                    self.effects.expiry.setdefault(self.engine._bucket(oldest), []).append(user)
 
     def _closed(self, arm: str, closed_as: str) -> None:
         self.counts["closed", arm, closed_as] += 1
@@ -340,7 +338,9 @@ class _Step:
             self.effects.freshness.append(ask.sent_ms)
             if decision.opened is None:
                 continue
-            self.records.append(decision.opened)
+            busy = self.engine._busy.at(ask.state, ask.ts)
+            self.counts["busy", "decision"] += busy
+            self.records.append(marked(decision.opened, busy))
             self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)
             self.effects.calibration[ask.arm, "expected"] += decision.choices
             self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]

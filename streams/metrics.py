@@ -64,6 +64,7 @@ class Metrics:
         self.closed = counter("decisions_closed_total", "Decisions closed", "arm", "closed_as")
         self.pending_capped = counter("pending_capped_total", "Open decisions closed early because a user had too many")
         self.stale_triggers = counter("stale_triggers_total", "Triggers older than the set age: no slate")
+        self.busy = counter("busy_total", "What crawlers and hot users did: it teaches nothing", "kind")
         self.reward = counter("reward_total", "Reward of decisions, as it comes", "arm")
         self.reward_returned = counter("reward_returned_total", "Reward taken back or negative", "arm")
         self.freshness = histogram("freshness_seconds", "From the shop's send to the committed recommendation")

@@ -148,13 +148,14 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     # Of a sampled share of decisions (decisions.full_share), all that it takes to score every candidate again:
     all_items: bytes = b""  # float16 (n, d), in the order of `candidates`
     all_scalars: bytes = b""  # float32 (n, m)
+    busy: bool = False  # the user is a crawler, or acts like one: nothing is learned from this
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
     """What the user did with a decision, at once. An impression is an outcome whose `positions` were shown.
 
-    `reward` is this outcome's reward (per position) under `reward_version`; a `return` carries what it takes back,
-    negative.
+    `reward` is by how much this outcome changes the reward (of each position) under `reward_version`; of a `return` it
+    is negative. `order` names the order line, a `return`'s the one that it takes back.
     `matched` is "id" (the event named the decision) or "item" (the latest decision that showed the item).
     """
 
@@ -172,6 +173,8 @@ class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False
     user_id: str
     arm: str = ""
     opened_ts: int = 0
+    order: int = 0  # 64-bit hash, 0: none
+    busy: bool = False  # as in Opened
 
 
 class Closed(msgspec.Struct, array_like=True, tag_field="kind", tag=3, gc=False, frozen=True):

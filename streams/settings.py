@@ -153,12 +153,15 @@ class Worker(Section):
     standby_replicas: int = Field(0, ge=0)
     store: Literal["memory"] = "memory"
     session_timeout: Duration = duration_ms("10s")
+    busy_events: int = Field(50, ge=2)  # so many history events within `busy_within`: a crawler or a hot user
+    busy_within: Duration = duration_ms("1m")  # 0: nobody is
 
 
 class Decisions(Section):
     assume_shown: bool = False  # for shops that cannot send impressions: every slate counts as shown
     grace: Duration = duration_ms("1m")  # closing waits so much longer than the widest window
     reward_version: str = "r1"
+    reward_function: Literal["sum", "first", "last", "max"] = "sum"  # of the outcomes at one position
     full_share: float = Field(0.02, ge=0, le=1)  # of so many decisions every candidate is logged: see `evaluate`
 
 
@@ -218,6 +221,9 @@ class Learner(Section):
     open_decisions: int = Field(50_000, ge=100)  # decisions whose features are kept for outcomes still to come
     publish_messages: int = Field(64, ge=1)  # a version falls after so many transitions messages, or at a tick
     keep_versions: Duration = duration_ms("1d")
+    learn_from: Literal["all", "own"] = "all"  # whose decisions a policy learns from: every arm's, or its own arms'
+    outstanding: bool = True  # rewards still to come are allowed for: see docs/rewards.md
+    position_bias: bool = True  # what stands lower is looked at less: allowed for, where a random arm tells by how much
 
 
 class Gate(Section):

@@ -40,6 +40,7 @@ class DecisionNotes(msgspec.Struct, array_like=True):
     altered: bool = False  # the shop showed something else
     named: bool = False  # an outcome named the decision
     rewards: dict[int, float] = {}  # position -> reward so far
+    earned: dict[int, list[tuple[int, int, float, int]]] = {}  # position -> outcomes; unless rewards are sums
 
 
 class Notes(msgspec.Struct, array_like=True):
@@ -136,6 +137,10 @@ class UserState:
 
     def history_keys(self) -> NDArray[np.uint64]:
         return np.frombuffer(self.keys, np.uint64)
+
+    def nth_latest_second(self, n: int) -> int | None:
+        """When the n-th latest history event was, in seconds; None where there are fewer."""
+        return int(_SECOND.unpack_from(self.seconds, len(self.seconds) - 4 * n)[0]) if len(self.types) >= n else None
 
     def note(self) -> Notes:
         if self.notes is None:

@@ -9,8 +9,11 @@ import msgspec
 import numpy as np
 
 from headrace.streams.records import Behaviour, Closed, Erased, Opened, Outcome, Transition, Transitions, item_key
+from headrace.streams.rewards import Rewards
+from headrace.streams.settings import Settings
 
 T0 = 1_790_000_000_000
+REWARD_VERSION = Rewards(Settings()).version
 
 
 def make_opened(
@@ -58,7 +61,7 @@ def make_outcome(name: str = "r-1", *, position: int = 0, reward: float = 1.0, *
         value=None,
         quantity=None,
         matched="id",
-        reward_version="r1",
+        reward_version=REWARD_VERSION,
         user_id="u1",
         arm="policy",
         opened_ts=T0,
@@ -75,7 +78,7 @@ def make_closed(
 ) -> Closed:
     """The end of a decision; `rewards` by the positions shown."""
     told = rewards or {}
-    closed = Closed(name, "u1", "policy", T0, T0 + 60_000, closed_as, list(told), list(told.values()), "r1")
+    closed = Closed(name, "u1", "policy", T0, T0 + 60_000, closed_as, list(told), list(told.values()), REWARD_VERSION)
     return msgspec.structs.replace(closed, **changes)
 
 
