@@ -236,6 +236,11 @@ class RecommenderVectorEnv(VectorEnv[Observation, Any, Any]):
         """The users behind it, for policies that decide on a `Query`: see training.py."""
         return self._world.visitors
 
+    @property
+    def k(self) -> int:
+        """Positions of a slate."""
+        return self._world.k
+
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:

@@ -25,7 +25,7 @@ from headrace.streams.errors import SettingsError
 
 @dataclass(frozen=True)
 class Preset:
-    """One kind of shop. `click` and `conversion` are the event types of headrace that the laws' two events stand for."""
+    """One kind of shop. `click` and `conversion` are the event types that the laws' two events stand for."""
 
     name: str
     laws: Laws
@@ -51,7 +51,8 @@ PRESETS: dict[str, Preset] = {
     "ecommerce": Preset(
         name="ecommerce",
         laws=Laws(
-            position_bias=0.5, popular=1.0, boredom=0.3, conversion=0.05, delay=3.0, drift=0.02, churn=0.05, organic=0.4
+            bias=-4.2, position_bias=0.5, popular=2.0, quality=0.5, boredom=0.3, conversion=0.05, delay=3.0,
+            drift=0.02, churn=0.05, organic=0.4,
         ),
         items=1_000, users=2_000, zipf=0.8, k=10, horizon=40, step_s=6 * 3_600.0,
         click="click", conversion="purchase", click_reward=1.0, conversion_reward=5.0,
@@ -60,22 +61,24 @@ PRESETS: dict[str, Preset] = {
     "social": Preset(
         name="social",
         laws=Laws(
-            bias=-2.5, position_bias=0.3, popular=0.5, evolution=0.08, boredom=1.2, rest=0.9, conversion=0.1,
+            bias=-3.8, position_bias=0.3, popular=1.5, quality=0.5, evolution=0.08, boredom=0.8, rest=0.9,
+            conversion=0.1,
             churn=0.15, fading=0.02, trend=0.5, organic=0.1,
         ),
         items=1_500, users=2_000, zipf=1.0, k=8, horizon=60, step_s=1_800.0,
         click="like", conversion="share", click_reward=1.0, conversion_reward=1.0,
         world=WorldSettings(
-            arriving=2_000, arrivals_per_day=250.0, stockouts_per_day=0.0, trend=0.4, trend_days=1.0, drift_per_day=0.06,
-            tiring=0.3, clicked=1.5, pages=6.0, page_gap_s=120.0, search=0.05, cart=0.05, organic_purchase=0.0,
-            click_to_cart=0.1, click_to_purchase=0.0,
+            arriving=2_000, arrivals_per_day=250.0, stockouts_per_day=0.0, trend=0.4, trend_days=1.0,
+            drift_per_day=0.06, tiring=0.3, clicked=1.5, pages=6.0, page_gap_s=120.0, search=0.05,
+            cart=0.05, organic_purchase=0.0, click_to_cart=0.1, click_to_purchase=0.0,
             events=(("click", "like"), ("add_to_cart", "share")),
         ),
     ),
     "video": Preset(
         name="video",
         laws=Laws(
-            bias=-2.5, position_bias=0.7, popular=1.0, evolution=0.04, boredom=0.8, rest=0.85, conversion=0.4,
+            bias=-3.8, position_bias=0.7, popular=2.0, quality=0.5, evolution=0.04, boredom=0.6, rest=0.85,
+            conversion=0.4,
             churn=0.1, drift=0.01, organic=0.2,
         ),
         items=1_200, users=2_000, zipf=0.9, k=6, horizon=50, step_s=3_600.0,
@@ -90,7 +93,8 @@ PRESETS: dict[str, Preset] = {
     "news": Preset(
         name="news",
         laws=Laws(
-            bias=-2.5, position_bias=0.6, popular=1.5, boredom=0.6, conversion=0.3, churn=0.2, fading=0.08, drift=0.05,
+            bias=-3.8, position_bias=0.6, popular=2.0, quality=0.5, boredom=0.5, conversion=0.3, churn=0.2, fading=0.08,
+            drift=0.05,
             trend=0.8, trend_steps=20.0, organic=0.2, browsed=3,
         ),
         items=800, users=2_000, zipf=1.2, k=8, horizon=25, step_s=900.0,
@@ -114,7 +118,7 @@ def preset(name: str) -> Preset:
 
 
 def item_table(preset: Preset, *, dim: int = 32, seed: int = 0) -> dict[str, Any]:
-    """A made-up catalogue of the preset's shape, as `item_data`: vectors (I, dim) around the centres of 40 categories."""
+    """A made-up catalogue of the preset's shape, as `item_data`: (I, dim) around the centres of 40 categories."""
     random = np.random.default_rng([seed, 1])
     category = random.integers(40, size=preset.items)
     centres = unit(random.standard_normal((40, dim)).astype(np.float32))

@@ -79,6 +79,38 @@ def demo(
 
 
 @app.command()
+def train(
+    episodes: Annotated[int, typer.Option("--episodes", metavar="N", help="Visits of users to learn from.")],
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="ecommerce, social, video or news.")] = (
+        "ecommerce"
+    ),
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="NAME", help="Default: policy.name of the settings.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: trained/… in the settings' data_dir.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", metavar="FILE", help="Events of your shop: warm start, and a world like it.")
+    ] = None,
+    items: Annotated[Path | None, typer.Option("--items", metavar="FILE", help="The catalogue of that log.")] = None,
+    mapping: Mapping = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Learn a policy in a simulated world, or from a log, before it serves: policy.start names what is written."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: see `run`
+        os.environ.setdefault(name, "1")
+    from headrace.simulation.commands import run_train
+
+    run_train(
+        _settings(config, debug=debug), episodes=episodes, preset=preset, policy=policy, out=out, log=log, items=items,
+        mapping=mapping, seed=seed,
+    )  # fmt: skip
+
+
+@app.command()
 def run(
     role: Annotated[
         str, typer.Option("--role", help="ingest, catalogue, worker, learner (or several, with commas), or all.")

@@ -17,8 +17,9 @@ import msgspec
 from headrace.streams.errors import SettingsError
 from headrace.streams.mapped import Unmappable, mapper
 from headrace.streams.mapping import EventFields, F, ItemFields, Mapping, by_name, check_columns, read_mapping
-from headrace.streams.messages import Decoder, Rejection
+from headrace.streams.messages import Decoder, Rejection, ShopItem
 from headrace.streams.progress import Advance, progress
+from headrace.streams.records import Event
 from headrace.streams.rows import Bad, Jsonl, Parquet, RowFile, flattened, open_rows
 from headrace.streams.sender import Sender
 from headrace.streams.settings import Settings
@@ -118,6 +119,42 @@ def replay_events(
                 if done % _REPORT_EVERY == 0:
                     advance(done, f"{done:,} events")
     return summary.ended(sender, began)
+
+
+def read_items(settings: Settings, path: Path, mapping: Path | None = None) -> list[ShopItem]:
+    """The items of `path`, without Kafka: what `load_items` would send. Raises what it raises."""
+    table, fields = _open(path, mapping, ItemFields)
+    decoder, summary = Decoder(settings), Summary(path)
+    found: dict[str, ShopItem] = {}
+
+    def checked(raw: bytes) -> Checked | Rejection:
+        item = decoder.item(raw)
+        return item if isinstance(item, Rejection) else Checked(item.item_id, item.item_id, 0, raw)
+
+    with progress(f"reading {path.name}", total=table.total) as advance:
+        rows = _messages(table, fields, summary, checked, advance)
+        for _, row in _one_row_each(rows, fields.keep if fields else "every", summary):
+            item = decoder.item(row.raw)
+            assert isinstance(item, ShopItem)  # it was checked
+            found[item.item_id] = item
+    return list(found.values())
+
+
+def read_events(settings: Settings, path: Path, mapping: Path | None = None) -> Iterator[Event]:
+    """The events of `path` in the order of their times, without Kafka: what `replay_events` would send."""
+    table, fields = _open(path, mapping, EventFields)
+    decoder, summary, now_ms = Decoder(settings), Summary(path), time.time_ns() // 1_000_000
+
+    def checked(raw: bytes) -> Checked | Rejection:
+        event = decoder.event(raw, now_ms=now_ms, sent_ms=0)
+        return event if isinstance(event, Rejection) else Checked(event.user_id, event.event_id, event.ts, raw)
+
+    with progress(f"reading {path.name}", total=table.total) as advance:
+        log = _Log(_messages(table, fields, summary, checked, advance))
+    for _, row in _once(log.in_order(), summary):
+        event = decoder.event(row.raw, now_ms=now_ms, sent_ms=0)
+        assert isinstance(event, Event)
+        yield event
 
 
 class Checked(msgspec.Struct, frozen=True, gc=False):

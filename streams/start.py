@@ -62,20 +62,18 @@ def write(
     destination: Path | str,
     policy: Policy,
     *,
-    popularity: Popularity | None = None,
-    pairs: CoOccurrence | None = None,
+    behaviour: Parts | None = None,
     made: dict[str, Any] | None = None,
     besides: dict[str, bytes] | None = None,
 ) -> Path:
-    """Writes the folder whole or not at all; an older one is replaced. `besides`: other files, by name.
+    """Writes the folder whole or not at all; an older one is replaced.
+
+    `behaviour`: shards of popularity and co-occurrence, by part; `besides`: other files, by name.
 
     Raises HeadraceError where something else lies at `destination`.
     """
     arrays, meta = policy.snapshot()
-    parts: Parts = {policy.name: (arrays, meta)}
-    for name, model in (("popularity", popularity), ("co_occurrence", pairs)):
-        if model is not None:
-            parts |= {f"{name}/{shard}": content for shard, content in model.shards().items()}
+    parts: Parts = {policy.name: (arrays, meta), **(behaviour or {})}
     files: dict[str, _File] = {}
     try:
         with artifact.writing(destination) as folder:
