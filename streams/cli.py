@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.streams.cli_options import AsJson, Config, Debug, Mapping
 from headrace.streams.cli_policy import app as policy_app
 from headrace.streams.errors import BrokerError, HeadraceError, SettingsError
 
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from headrace.streams.settings import Settings
 
 _TEXT_MODEL = "all-MiniLM-L6-v2"  # as catalogue.text_model in the settings
-
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default: headrace.toml here.")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and more of the log.")]
-Mapping = Annotated[
-    Path | None, typer.Option("--mapping", metavar="MAP.toml", help="Which column is which; see examples/mappings.")
-]
 
 app = typer.Typer(
     name="headrace",
@@ -61,7 +54,7 @@ def demo(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Where report.html is written.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: AsJson = False,
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="ecommerce, social, video or news.")
     ] = None,
@@ -242,7 +235,7 @@ def evaluate(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FILE.jsonl", help="Writes the topic range to a file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")] = False,
+    as_json: AsJson = False,
     config: Config = None,
     debug: Debug = False,
 ) -> None:

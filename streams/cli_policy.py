@@ -8,14 +8,11 @@ from typing import Annotated
 
 import typer
 
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings file; default: headrace.toml here.")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and more of the log.")]
+from headrace.streams.cli_options import AsJson, Config, Debug
+
 Name = Annotated[str, typer.Argument(metavar="POLICY")]
 Why = Annotated[str, typer.Option("--why", help="For those who read the history.")]
 Who = Annotated[str | None, typer.Option("--who", help="Default: the user of this machine.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
 app = typer.Typer(help="What serves, and who decides it.", rich_markup_mode=None)
 
