@@ -20,7 +20,18 @@ Message = dict[str, Any]
 Read = Callable[[Row], Any]
 
 _MS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
-_TEXTS = ("title", "text", "category", "user_id", "item_id", "event_id", "order_id", "recommendation_id", "placement")
+_TEXTS = (
+    "title",
+    "text",
+    "category",
+    "user_id",
+    "item_id",
+    "event_id",
+    "order_id",
+    "recommendation_id",
+    "placement",
+    "decision_id",
+)
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -67,9 +78,9 @@ def _field(name: str, source: Value, *, required: bool) -> Read:
         read = _time(source)
     elif name in _TEXTS or name == "type":
         read = _text(source)
-    elif name in ("price", "value", "quantity"):
+    elif name in ("price", "value", "quantity", "propensity", "reward"):
         read = _number(name, source)
-    elif name == "position":
+    elif name in ("position", "candidates"):
         read = _whole(name, source)
     elif name == "available":
         read = _flag(source)

@@ -194,17 +194,34 @@ class EventFields(Fields):
     context: dict[str, Source] = {}
 
 
+class LogFields(Fields):
+    """`[log]`: a row is one item that was shown, for `headrace evaluate`; docs/evaluation.md describes each field."""
+
+    item_id: Source
+    propensity: Source
+    reward: Source
+    position: Source | None = None
+    decision_id: Source | None = None
+    user_id: Source | None = None
+    ts: Source | None = None
+    candidates: Source | None = None
+    context: dict[str, Source] = {}
+    targets: dict[str, Source] = {}
+
+
 class CsvFormat(_Part):
     delimiter: str = Field(",", min_length=1, max_length=1)
     encoding: str = "utf-8"
 
 
 class Mapping(_Part):
-    """A mapping file: `[items]` for items load, `[events]` for events replay, `[csv]` for a csv that is not plain."""
+    """A mapping file: `[items]` for items load, `[events]` for events replay, `[log]` for evaluate; `[csv]` for a csv
+    that is not plain."""
 
     csv: CsvFormat = CsvFormat()
     items: ItemFields | None = None
     events: EventFields | None = None
+    log: LogFields | None = None
 
 
 F = TypeVar("F", bound=Fields)
@@ -243,7 +260,12 @@ def _in_words(error: ValidationError) -> list[str]:
 def _known_keys(where: tuple[int | str, ...]) -> list[str]:
     """The keys of the table in which an unknown one was found."""
     parts = [part for part in where[:-1] if isinstance(part, str)]
-    tables: dict[str, type[BaseModel]] = {"items": ItemFields, "events": EventFields, "csv": CsvFormat}
+    tables: dict[str, type[BaseModel]] = {
+        "items": ItemFields,
+        "events": EventFields,
+        "log": LogFields,
+        "csv": CsvFormat,
+    }
     inner: dict[str, type[BaseModel]] = {"when": When, "rules": Choice, "skip": Skip}
     if not parts:
         table: type[BaseModel] = Mapping
@@ -257,7 +279,7 @@ def _known_keys(where: tuple[int | str, ...]) -> list[str]:
 def by_name(fields: type[F], columns: list[str]) -> F:
     """The mapping of a file whose columns bear our own names. Raises SettingsError where a required one lacks."""
     known = {name: name for name in fields.model_fields if name in columns and name not in ("flatten", "skip", "keep")}
-    known = {name: column for name, column in known.items() if name not in ("attributes", "context")}
+    known = {name: column for name, column in known.items() if name not in ("attributes", "context", "targets")}
     missing = [name for name, info in fields.model_fields.items() if info.is_required() and name not in known]
     if missing:
         raise SettingsError(

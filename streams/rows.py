@@ -1,4 +1,4 @@
-"""The rows of a file, one at a time, never the whole file in memory: jsonl, csv and parquet.
+"""The rows of a file, one at a time, never the whole file in memory: jsonl, csv (both also as .gz) and parquet.
 
 A row is a dict from column to value, or a `Bad` that says why it is none. `flattened` lays nested lists flat.
 """
@@ -6,8 +6,10 @@ A row is a dict from column to value, or a `Bad` that says why it is none. `flat
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,10 @@ class RowFile(Protocol):
     """`columns` are known before the first row is read; `done` of `total` (in `unit`) says how far the reading is."""
 
     columns: list[str]
-    done: int
+
+    @property
+    def done(self) -> int: ...
+
     total: int
     unit: str
 
@@ -42,17 +47,45 @@ class RowFile(Protocol):
 
 
 def open_rows(path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> RowFile:
-    """Opens a .jsonl, .csv or .parquet file. Raises HeadraceError, in one line, where it cannot be read."""
+    """Opens a .jsonl, .csv (or .gz of them) or .parquet file. Raises HeadraceError, in one line, where it cannot."""
     kinds = {".jsonl": Jsonl, ".ndjson": Jsonl, ".csv": Csv, ".tsv": Csv, ".parquet": Parquet}
-    kind = kinds.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        kinds.pop(".parquet")
+        suffix = Path(path.stem).suffix.lower()
+    kind = kinds.get(suffix)
     if kind is None:
-        raise HeadraceError(f"{path}: no known kind of file; give a .jsonl, .csv or .parquet file")
+        raise HeadraceError(f"{path}: no known kind of file; give a .jsonl, .csv (these also as .gz) or .parquet file")
     try:
         if kind is Csv:
-            return Csv(path, delimiter="\t" if path.suffix.lower() == ".tsv" else delimiter, encoding=encoding)
+            return Csv(path, delimiter="\t" if suffix == ".tsv" else delimiter, encoding=encoding)
         return Parquet(path) if kind is Parquet else Jsonl(path)
     except OSError as error:
         raise HeadraceError(f"{path}: {error.strerror or error}; check the path") from None
+
+
+class _Lines:
+    """The lines of a file, unpacked where it ends in .gz; `done` counts the bytes on disk that were read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._raw = path.open("rb")
+        self._packed = path.suffix.lower() == ".gz"
+        self._file: Any = gzip.GzipFile(fileobj=self._raw) if self._packed else self._raw
+        self.done = 0
+        self.total = os.path.getsize(path)
+
+    def rewind(self) -> None:
+        self._file.seek(0)
+        self.done = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for line in self._file:
+                self.done = self._raw.tell() if self._packed else self.done + len(line)
+                yield line
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise HeadraceError(f"{self._path}: not a whole gzip file: {error}") from None
 
 
 class Jsonl:
@@ -61,21 +94,22 @@ class Jsonl:
     unit = "bytes"
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self.done = 0
-        self.total = os.path.getsize(path)
+        self._file = _Lines(path)
+        self.total = self._file.total
         self._head = list(itertools.islice(self._parsed(), PEEK))
         self.columns = list(dict.fromkeys(key for row in self._head if isinstance(row, dict) for key in row))
 
     def lines(self) -> Iterator[bytes]:
         """The lines as they are, from the start."""
-        self._file.seek(0)
-        self.done = 0
+        self._file.rewind()
         return self._lines()
+
+    @property
+    def done(self) -> int:
+        return self._file.done
 
     def _lines(self) -> Iterator[bytes]:
         for line in self._file:
-            self.done += len(line)
             if line := line.strip():
                 yield line
 
@@ -103,19 +137,21 @@ class Csv:
     def __init__(self, path: Path, *, delimiter: str, encoding: str) -> None:
         csv.field_size_limit(_CELL)
         self._path, self._encoding = path, encoding
-        self._file = path.open("rb")
-        self.done = 0
-        self.total = os.path.getsize(path)
+        self._file = _Lines(path)
+        self.total = self._file.total
         self._reader = csv.reader(self._text(), delimiter=delimiter)
         try:
             self.columns = next(self._reader, [])
         except csv.Error as error:
             raise HeadraceError(f"{path}: not a csv file: {error}") from None
 
+    @property
+    def done(self) -> int:
+        return self._file.done
+
     def _text(self) -> Iterator[str]:
         encoding = "utf-8" if self._encoding.lower() in ("utf-8", "utf8") else self._encoding
         for number, line in enumerate(self._file):
-            self.done += len(line)
             try:
                 text = line.decode(encoding)
             except UnicodeDecodeError:

@@ -18,8 +18,6 @@ import numpy as np
 
 from headrace.policy.base import F64, Bool
 
-_LOG_TERM = np.log(2 / 0.05)  # of the bound on a bias: it holds with probability 95 %
-
 
 @dataclass(frozen=True)
 class Rounds:
@@ -103,17 +101,15 @@ def best_lambda(r: Rounds) -> float:
 def _tuned(
     r: Rounds, grid: list[float], estimate: Callable[[Rounds, float], F64], kept: Callable[[F64, float], F64]
 ) -> float:
-    """The parameter that minimises variance + bias²; the bias, E[(w - ŵ)(q - r)], by its Bernstein bound."""
+    """The parameter with the least variance + bias², both estimated; the bias is E[(w - ŵ)(q - r)]."""
     q, _ = _model(r)
     n = max(len(r.rewards), 2)
     best, least = grid[-1], np.inf
-    for parameter in grid:
-        variance = float(estimate(r, parameter).var()) / n
+    for parameter in reversed(grid):
         left = np.where(r.shown, (r.weights - kept(r.weights, parameter)) * (r.rewards - q), 0.0)
-        bias = abs(float(left.mean())) + float(np.sqrt(2 * left.var() * _LOG_TERM / n))
-        bias += 2 * float(np.abs(left).max(initial=0.0)) * float(_LOG_TERM) / (3 * n)
-        if variance + bias**2 < least:
-            best, least = parameter, variance + bias**2
+        error = float(estimate(r, parameter).var()) / n + float(left.mean()) ** 2
+        if error < least:
+            best, least = parameter, error
     return best
 
 

@@ -22,6 +22,7 @@ from headrace.policy.evaluation.reward_model import Predictions
 MIN_ESS = 100.0
 _DETERMINISTIC = 0.01  # at most this share of choices may have propensity 1
 _OFF = 0.05, 5.0  # calibration: off by more than both, absolutely and in standard errors
+_BY_A_MODEL = ("DM", "Switch-DR", "DRos")  # a model's word where weights are left out or shrunk
 _CAP = 20.0  # empirical-Bernstein cuts weights here
 
 
@@ -58,7 +59,8 @@ class Logged:
 class Estimate:
     """One estimator's word. `ess` and `largest` are of the weights that it uses; None where it uses none.
 
-    DM has no interval: nothing in a model's predictions tells how wrong the model is.
+    Where its weights carry too little (`sound` False) it has a value for the curious and no interval. Neither have DM,
+    Switch-DR and DRos: nothing in the log tells how wrong a model is where no weight corrects it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Estimate:
     error: float  # standard error, by user
     interval: Interval | None  # bootstrap by user
     decisions: int
+    sound: bool
     ess: float | None = None
     largest: float | None = None
     bernstein: Interval | None = None
@@ -80,7 +83,7 @@ class AtPosition:
     showings: int
     logged: float
     value: float
-    interval: Interval
+    interval: Interval | None  # None where `ess` is too small
     ess: float
     largest: float
 
@@ -114,12 +117,9 @@ def evaluate(
     cascade = intervals.diagnose(slate_estimators.cumulative(ratios), log.shown.astype(np.float64), log.users)
     _refuse_weights(diagnostics, min_ess)
     slates = log.rewards.shape[1] > 1
-    table = _table(log, level=level, draws=draws, seed=seed)
+    table = _table(log, min_ess=min_ess, level=level, draws=draws, seed=seed)
     logged, estimates = table[0], table[1:]
-    headline, because = _headline(estimates, slates=slates, decisions=len(log.users), min_ess=min_ess)
-    best = next(e for e in estimates if e.name == headline)
-    if best.ess is not None and best.ess < min_ess:
-        raise Refused(_too_small(best.ess, min_ess, best.decisions))
+    headline, because = _headline(estimates, slates=slates, decisions=len(log.users))
     return Evaluation(
         decisions=len(log.users),
         users=len(np.unique(log.users)),
@@ -128,7 +128,7 @@ def evaluate(
         estimates=estimates,
         headline=headline,
         because=because,
-        positions=_positions(log, ratios, level=level, draws=draws, seed=seed),
+        positions=_positions(log, ratios, min_ess=min_ess, level=level, draws=draws, seed=seed),
         diagnostics=diagnostics,
         cascade=cascade,
     )
@@ -162,12 +162,16 @@ def _refuse_weights(found: Diagnostics, min_ess: float) -> None:
         raise Refused("the target would never have chosen what was logged: every weight is 0")
     if found.ess < min_ess:
         raise Refused(_too_small(found.ess, min_ess, round(found.ess / found.share)))
-    off, errors = abs(found.calibration - 1), _OFF[1] * found.calibration_error
-    if off > _OFF[0] and off > errors:
+    if not _calibrated(found):
         raise Refused(
             f"the weights average {found.calibration:.3f} ± {found.calibration_error:.3f} where true propensities give "
             "1: they are not those of the choices, or choices that the target makes had none"
         )
+
+
+def _calibrated(found: Diagnostics) -> bool:
+    off = abs(found.calibration - 1)
+    return off <= _OFF[0] or off <= _OFF[1] * found.calibration_error
 
 
 def _too_small(ess: float, wanted: float, decisions: int) -> str:
@@ -177,44 +181,48 @@ def _too_small(ess: float, wanted: float, decisions: int) -> str:
     )
 
 
-def _headline(estimates: list[Estimate], *, slates: bool, decisions: int, min_ess: float) -> tuple[str, str]:
-    """The one estimate to read first.
+def _headline(estimates: list[Estimate], *, slates: bool, decisions: int) -> tuple[str, str]:
+    """The one estimate to read first: the first sound one that knows at least half of the decisions.
 
-    Of slates cascade-DR (RIPS where there is no model), if its weights leave a large enough sample. Else, position by
-    position, SNDR where at least half of the decisions carry what its model needs, and SNIPS otherwise.
+    Of slates cascade-DR, then SNRIPS. Then, position by position, SNDR, and SNIPS last, which the log's own weights
+    carry or nothing is said at all.
     """
-    by_name = {e.name: e for e in estimates}
+    sound = {e.name for e in estimates if e.sound and 2 * e.decisions >= decisions}
     if slates:
         for name in ("cascade-DR", "SNRIPS"):
-            e = by_name.get(name)
-            if e is not None and e.ess is not None and e.ess >= min_ess and 2 * e.decisions >= decisions:
+            if name in sound:
                 return name, "a position's reward may depend on the items above it"
-    note = ", each position by itself: the weights of whole slates leave too small a sample" if slates else ""
-    doubly = by_name.get("SNDR")
-    if doubly is not None and 2 * doubly.decisions >= decisions:
+    note = ", each position by itself, as the weights of whole slates carry too little" if slates else ""
+    if "SNDR" in sound:
         return "SNDR", f"doubly robust, self-normalised{note}"
-    return "SNIPS", f"self-normalised{note}" + ("" if doubly is None else "; a model knows less than half of the log")
+    return "SNIPS", f"self-normalised{note}"
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def _table(log: Logged, *, level: float, draws: int, seed: int) -> list[Estimate]:
+def _table(log: Logged, *, min_ess: float, level: float, draws: int, seed: int) -> list[Estimate]:
     """The logged policy's own value first, then every estimator."""
     free = _model_free(log)
-    estimates = _with_intervals(log, free, level=level, draws=draws, seed=seed)
+    estimates = _with_intervals(log, free, min_ess=min_ess, level=level, draws=draws, seed=seed)
     if log.model is not None and log.known is not None and len(log.known):
         part = log.take(log.known) if len(log.known) < len(log.users) else log
         modelled = _modelled(part, log.model)
-        estimates += _with_intervals(part, modelled, level=level, draws=draws, seed=seed)
+        estimates += _with_intervals(part, modelled, min_ess=min_ess, level=level, draws=draws, seed=seed)
     return [_exact_intervals(log, e, level=level) for e in estimates]
 
 
 def _with_intervals(
-    log: Logged, contributions: dict[str, F64], *, level: float, draws: int, seed: int
+    log: Logged, contributions: dict[str, F64], *, min_ess: float, level: float, draws: int, seed: int
 ) -> list[Estimate]:
     sums = intervals.by_user(np.stack(list(contributions.values()), axis=1), log.users)
-    found = intervals.bootstrap(sums, level=level, draws=draws, seed=seed)
+    # No value lies beyond what the rewards allow.
+    positions = log.shown.sum() / max(len(log.users), 1)
+    low, high = (float(x) * float(positions) for x in _range(log))
+    found = [
+        Interval(max(i.low, low), min(i.high, high))
+        for i in intervals.bootstrap(sums, level=level, draws=draws, seed=seed)
+    ]
     ratios = single.weights(log.target, log.propensities)
     shown = log.shown.astype(np.float64)
     of_positions = intervals.diagnose(ratios, shown, log.users)
@@ -224,18 +232,26 @@ def _with_intervals(
     estimates = []
     for e, name in enumerate(contributions):
         weighed = None if name in ("logged", "DM") else uses.get(name, of_positions)
+        sound = weighed is None or (weighed.ess >= min_ess and _calibrated(weighed))
         estimates.append(
             Estimate(
                 name,
                 float(sums.means[e]),
                 float(sums.errors[e]),
-                None if name == "DM" else found[e],
+                found[e] if sound and name not in _BY_A_MODEL else None,
                 len(log.users),
+                sound and name not in _BY_A_MODEL,
                 weighed.ess if weighed else None,
                 weighed.largest if weighed else None,
             )
         )
     return estimates
+
+
+def _range(log: Logged) -> tuple[float, float]:
+    """What one position can earn: taken from the log, 0 included."""
+    inside = log.rewards[log.shown]
+    return min(float(inside.min()), 0.0), max(float(inside.max()), 0.0)
 
 
 def _by_column(log: Logged, estimate: Callable[[Rounds], F64], model: Predictions | None = None) -> F64:
@@ -291,8 +307,7 @@ def _exact_intervals(log: Logged, e: Estimate, *, level: float) -> Estimate:
         return e
     ratios = single.weights(log.target, log.propensities) if e.name == "IPS" else np.ones_like(log.rewards)
     shown = log.shown.astype(np.float64)
-    inside = log.rewards[log.shown]
-    least, most = min(float(inside.min()), 0.0), float(inside.max())
+    least, most = _range(log)
     cap = _CAP if e.name == "IPS" else 1.0
     whole = intervals.bounded_below(log.rewards, ratios, shown, log.users, least=least, most=most)
     cut = intervals.bounded_below(log.rewards, ratios, shown, log.users, least=least, most=most, cap=cap)
@@ -304,7 +319,7 @@ def _exact_intervals(log: Logged, e: Estimate, *, level: float) -> Estimate:
     )
 
 
-def _positions(log: Logged, ratios: F64, *, level: float, draws: int, seed: int) -> list[AtPosition]:
+def _positions(log: Logged, ratios: F64, *, min_ess: float, level: float, draws: int, seed: int) -> list[AtPosition]:
     """SNIPS of every position by itself, a showing."""
     found = []
     for label in np.unique(log.positions[log.shown]):
@@ -315,5 +330,6 @@ def _positions(log: Logged, ratios: F64, *, level: float, draws: int, seed: int)
         interval = intervals.bootstrap(sums, level=level, draws=draws, seed=seed)[1]
         weighed = intervals.diagnose(w[:, None], np.ones((len(w), 1)), users)
         logged, value = (float(m) for m in sums.means)
-        found.append(AtPosition(int(label), len(r), logged, value, interval, weighed.ess, weighed.largest))
+        told = interval if weighed.ess >= min_ess else None
+        found.append(AtPosition(int(label), len(r), logged, value, told, weighed.ess, weighed.largest))
     return found

@@ -55,8 +55,8 @@ class ByUser:
         if len(self.counts) <= most:
             return self
         group = np.arange(len(self.counts)) % most
-        sums = np.stack([np.bincount(group, column) for column in self.sums.T], axis=1)
-        return ByUser(sums, np.bincount(group, self.counts))
+        sums = np.stack([np.bincount(group, column) for column in self.sums.T], axis=1).astype(np.float64)
+        return ByUser(sums, np.bincount(group, self.counts).astype(np.float64))
 
 
 def by_user(contributions: F64, users: I64) -> ByUser:

@@ -16,6 +16,7 @@ from headrace.policy.base import F32, F64, I64, Bool
 FOLDS = 5
 _NEWTON_STEPS = 25
 _CLOSE = 1e-8
+_RIDGES = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
 
 
 def folds(users: I64, n_folds: int = FOLDS) -> I64:
@@ -31,8 +32,9 @@ def folds(users: I64, n_folds: int = FOLDS) -> I64:
 class CrossFitted:
     """One weight vector a fold (K, D): `predict(x, fold)` is the word of the model that has not seen that fold."""
 
-    def __init__(self, coefficients: F64, *, logistic: bool) -> None:
+    def __init__(self, coefficients: F64, *, ridge: float, logistic: bool) -> None:
         self.coefficients = coefficients
+        self.ridge = ridge
         self.logistic = logistic
 
     def predict(self, x: F64, fold: I64) -> F64:
@@ -41,25 +43,39 @@ class CrossFitted:
         return _sigmoid(scores) if self.logistic else scores
 
 
-def fit(x: F64, rewards: F64, fold: I64, *, logistic: bool = False, ridge: float = 1.0) -> CrossFitted:
+def fit(x: F64, rewards: F64, fold: I64, *, logistic: bool = False, ridge: float | None = None) -> CrossFitted:
     """`x` (M, D) with a last column of ones, `rewards` (M,), `fold` (M,) in 0 … K - 1 with K = its largest + 1, ≥ 2.
 
-    `ridge` > 0 is the penalty on every weight but the constant's. Raises ValueError where a number is not finite.
+    `ridge` > 0 is the penalty on every weight but the constant's; None takes, of a few, the one that predicts the folds
+    left out best (logistic: 1). Raises ValueError where a number is not finite.
     """
     if not (np.isfinite(x).all() and np.isfinite(rewards).all()):
         raise ValueError("a feature or a reward is not finite: q̂ cannot be fitted")
-    penalty = np.full(x.shape[1], ridge)
-    penalty[-1] = 1e-9
     n_folds = max(int(fold.max(initial=0)) + 1, 2)
     if logistic:
+        penalty = _penalty(x.shape[1], ridge or 1.0)
         rows = [_logistic(x[fold != f], rewards[fold != f], penalty) for f in range(n_folds)]
-    else:
-        # The sums of all folds but one are all sums minus its own.
-        grams = [x[fold == f].T @ x[fold == f] for f in range(n_folds)]
-        moments = [x[fold == f].T @ rewards[fold == f] for f in range(n_folds)]
-        gram, moment = sum(grams), sum(moments)
-        rows = [np.linalg.solve(gram - grams[f] + np.diag(penalty), moment - moments[f]) for f in range(n_folds)]
-    return CrossFitted(np.stack(rows), logistic=logistic)
+        return CrossFitted(np.stack(rows), ridge=ridge or 1.0, logistic=True)
+    # The sums of all folds but one are all sums minus its own.
+    parts = [(x[fold == f], rewards[fold == f]) for f in range(n_folds)]
+    grams, moments = [z.T @ z for z, _ in parts], [z.T @ y for z, y in parts]
+    gram, moment = sum(grams), sum(moments)
+    best, least, chosen = np.zeros((n_folds, x.shape[1])), np.inf, 1.0
+    for tried in _RIDGES if ridge is None else (ridge,):
+        penalties = np.diag(_penalty(x.shape[1], tried))
+        found = np.stack(
+            [np.linalg.solve(gram - g + penalties, moment - m) for g, m in zip(grams, moments, strict=True)]
+        )
+        missed = sum(float(((z @ beta - y) ** 2).sum()) for (z, y), beta in zip(parts, found, strict=True))
+        if missed < least:
+            best, least, chosen = found, missed, tried
+    return CrossFitted(best, ridge=chosen, logistic=False)
+
+
+def _penalty(size: int, ridge: float) -> F64:
+    penalty = np.full(size, ridge)
+    penalty[-1] = 1e-9
+    return penalty
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class Predictions:
     v_onwards: F64
 
 
-def predict(x: F32, expected: F32, rewards: F64, shown: Bool, fold: I64, *, ridge: float = 1.0) -> Predictions:
+def predict(x: F32, expected: F32, rewards: F64, shown: Bool, fold: I64, *, ridge: float | None = None) -> Predictions:
     """Linear q̂ for slates, cross-fitted.
 
     `x` (N, k, D): features of the items that stood at each position, the last a 1, and all 0 where there was none;
@@ -85,8 +101,7 @@ def predict(x: F32, expected: F32, rewards: F64, shown: Bool, fold: I64, *, ridg
     pooled = fit(
         x[shown].astype(np.float64), rewards[shown], np.broadcast_to(fold[:, None], (n, k))[shown], ridge=ridge
     )
-    penalty = np.full(size, ridge)
-    penalty[-1] = 1e-9
+    penalty = np.diag(_penalty(size, ridge or pooled.ridge))
     earned = np.where(shown, rewards, 0.0)
     for f in range(len(pooled.coefficients)):
         seen, told = np.flatnonzero(fold != f), np.flatnonzero(fold == f)
@@ -95,7 +110,7 @@ def predict(x: F32, expected: F32, rewards: F64, shown: Bool, fold: I64, *, ridg
         onwards = np.zeros(len(seen))
         for j in reversed(range(k)):
             z = x[seen, j].astype(np.float64)
-            beta = np.linalg.solve(z.T @ z + np.diag(penalty), z.T @ (earned[seen, j] + onwards))
+            beta = np.linalg.solve(z.T @ z + penalty, z.T @ (earned[seen, j] + onwards))
             onwards = expected[seen, j] @ beta
             q_onwards[told, j] = x[told, j] @ beta
             v_onwards[told, j] = expected[told, j] @ beta
