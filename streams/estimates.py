@@ -19,6 +19,7 @@ from headrace.policy.base import F64, I64, Arrays, Meta
 PART = "estimates"
 _POSITIONS = 100  # the longest slate
 _FIRST = 256  # opened decisions after which the first table is made; then each time they have doubled
+_KEPT = 64  # tables: two books' worth are about 35
 _LEAST = 50  # outcomes of a type below which their delays are not estimated
 
 
@@ -53,6 +54,7 @@ class Estimates:
         self._shown = np.zeros((len(self._placements), _POSITIONS), np.int64)  # of random slates
         self._rewarded = np.zeros_like(self._shown)
         self.known = -1  # up to here tables and counts are those of a checkpoint
+        self.changed = False  # since the last snapshot
 
     def placement(self, name: str) -> int:
         return self._placements.get(name, 0)
@@ -66,11 +68,13 @@ class Estimates:
         """A position of a random slate was shown."""
         if offset > self.known and position < _POSITIONS:
             self._shown[placement, position] += 1
+            self.changed = True
 
     def count_rewarded(self, placement: int, position: int, offset: int) -> None:
         """It earned something, for the first time."""
         if offset > self.known and position < _POSITIONS:
             self._rewarded[placement, position] += 1
+            self.changed = True
 
     def opened(self, offset: int) -> None:
         last = self._tables[-1].offset if self._tables else -1
@@ -97,17 +101,17 @@ class Estimates:
         opened = self._since + (self._tables[-1].opened if self._tables else 0)
         # As float32, as it travels: what is learned by a table must not depend on whether it has.
         self._tables.append(Table(offset, opened, _travelled(multipliers), _travelled(theta)))
-        self._since = 0
+        self._since, self.changed = 0, True
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
 
     def forget(self, before: int) -> None:
-        """A restart never reads what stands before `before`."""
-        while len(self._tables) > 1 and self._tables[1].offset < before:
+        """A restart never reads what stands before `before`; one that begins with the log makes its tables anew."""
+        while len(self._tables) > 1 and (self._tables[1].offset < before or len(self._tables) > _KEPT):
             del self._tables[0]
 
     def snapshot(self) -> tuple[Arrays, Meta]:
-        tables = self._tables
+        tables, self.changed = self._tables, False
         return {
             "offsets": np.array([t.offset for t in tables], np.int64),
             "opened": np.array([t.opened for t in tables], np.int64),

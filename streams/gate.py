@@ -21,12 +21,13 @@ from headrace.policy.base import Arrays, Meta
 from headrace.policy.evaluation.gate import Gate, Verdict
 from headrace.policy.evaluation.guardrails import Alarm, Guardrails
 from headrace.policy.evaluation.ledger import Ledger
-from headrace.policy.names import BASELINES, LEARNED
+from headrace.policy.names import LEARNED
 from headrace.policy.snapshot import SnapshotError
-from headrace.streams.book import Lessons
+from headrace.streams.lessons import Decision, Lessons
 from headrace.streams.metrics import Metrics
 from headrace.streams.parts import PolicyPart
-from headrace.streams.policies import policy_of_arm, serves
+from headrace.streams.policies import control_arm, policy_of_arm, serves
+from headrace.streams.ramp import Ramp
 from headrace.streams.records import Command, Opened, PolicyVersion, Transitions
 from headrace.streams.settings import Settings
 from headrace.streams.staging import Staging
@@ -58,7 +59,8 @@ class GatePart:
         g = settings.gate
         self._settings = g
         self.serves = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
-        self._control = g.control or next((arm for arm in BASELINES if arm in self.serves), "")
+        self._control = control_arm(settings)
+        self._ramp = Ramp(loss=g.loss, planned=g.planned)
         self._gate = Gate(margin=g.margin, error=g.error, min_decisions=g.min_decisions, planned=g.planned)
         self.staging = Staging(every=g.stage_every, kept=g.staged)
         self.verdicts: dict[str, Verdict] = {}
@@ -73,9 +75,9 @@ class GatePart:
         self._entries = 0  # of the history, published ones included
         self._dirty = False
         self._new_guard = partial(Guardrails, arm=_GUARDED, control=self._control or None, floor=settings.policy.floor)
-        self._start_evidence()
+        self.start_evidence()
 
-    def _start_evidence(self) -> None:
+    def start_evidence(self) -> None:
         """What was counted for other policies in these arms counts no more."""
         self._ledger = Ledger(list(self.serves))
         self._guard = self._new_guard()
@@ -84,6 +86,11 @@ class GatePart:
     @property
     def champion(self) -> str:
         return self.serves.get(_GUARDED, "")
+
+    @property
+    def share(self) -> float:
+        """Of the arm `policy`: how much the policy decides for."""
+        return self._ramp.share
 
     def values(self) -> dict[str, tuple[int, float]]:
         """Of each arm the decisions shown and the reward per shown decision."""
@@ -111,15 +118,19 @@ class GatePart:
         self.known = offset
         shown: Counter[tuple[str, int]] = Counter()
         earned: dict[tuple[str, int], float] = defaultdict(float)
-        ledger = self._ledger
+        ledger, ramp = self._ledger, self._ramp
         for decision in lessons.first_shown:
-            if decision.arm in self.serves:
+            if self._counts(decision):
                 ledger.shown(decision.arm, ledger.bucket(decision.user_id))
                 shown[decision.arm, decision.version] += 1
+            if decision.arm == _GUARDED:
+                ramp.shown(by_policy=self._counts(decision), decisions=1)
         for decision, reward in zip(lessons.decisions, lessons.rewards, strict=True):
-            if reward and decision.arm in self.serves:
+            if reward and self._counts(decision):
                 ledger.rewarded(decision.arm, ledger.bucket(decision.user_id), reward)
                 earned[decision.arm, decision.version] += reward
+            if reward and decision.arm == _GUARDED:
+                ramp.rewarded(by_policy=self._counts(decision), reward=reward)
         self._dirty |= bool(shown or earned)
         if self._settings.guard:
             self._propensities(message)
@@ -129,6 +140,10 @@ class GatePart:
                         arm=arm, version=version, decisions=shown[arm, version], reward=earned[arm, version]
                     )
                 )
+
+    def _counts(self, decision: Decision) -> bool:
+        """Whether a decision was taken by what its arm runs now."""
+        return decision.policy == self.serves.get(decision.arm)
 
     def _propensities(self, message: Transitions) -> None:
         """Whether 1/p of the guarded arm's first positions is the number of candidates on average."""
@@ -156,8 +171,11 @@ class GatePart:
             self.commands = at
             self._dirty = True
         self._waiting.clear()
-        for arm in self._settings.challengers:
-            self._judge_challenger(arm)
+        if self._ramp.move():
+            self._ledger, self._dirty = Ledger(list(self.serves)), True  # shares moved: arms must be counted alike
+        if self._ramp.share == 1:
+            for arm in self._settings.challengers:
+                self._judge_challenger(arm)
         for part in parts:
             if not self.is_frozen(part.policy.name):
                 self.staging.stage(part.policy, boundary=boundary, offset=offset, created_ms=now_ms)
@@ -187,7 +205,7 @@ class GatePart:
         self.serves[_GUARDED], self.serves[arm] = self.serves[arm], self.serves[_GUARDED]
         self.counts["promotion", entry.policy] += 1
         self._note(entry)
-        self._start_evidence()
+        self.start_evidence()
 
     def _roll_back(self, part: PolicyPart, offset: int, entry: Entry, to: PolicyVersion | None) -> None:
         """Puts a staged version back and stops learning: what was learned since then may be what went wrong."""
@@ -276,12 +294,14 @@ class GatePart:
             self._entries += 1
         self._history.clear()
         arrays: Arrays = {f"ledger.{name}": array for name, array in self._ledger.arrays().items()}
+        arrays |= {f"ramp.{name}": array for name, array in self._ramp.arrays().items()}
         arrays |= {f"guard.{name}": array for name, array in self._guard.arrays().items()}
         meta: Meta = {
             "serves": json.dumps(self.serves),
             "frozen": json.dumps(self.frozen),
             "staged": json.dumps(self.staging.table()),
             "verdicts": json.dumps({arm: vars(v) for arm, v in self.verdicts.items()}),
+            "share": self._ramp.share,
             "commands": self.commands,
             "checked": self._checked,
             "entries": self._entries,
@@ -311,9 +331,10 @@ class GatePart:
         try:
             self._ledger.restore(_of(arrays, "ledger."))
             self._guard.restore(_of(arrays, "guard."))
+            self._ramp.restore(_of(arrays, "ramp."))
         except ValueError as error:
             log.warning("the gate's evidence cannot be resumed and begins anew: %s", error)
-            self._start_evidence()
+            self.start_evidence()
 
     def forget_spans(self, parts: Iterable[PolicyPart]) -> None:
         """Spans without learning that no restart can reach again are dropped."""
@@ -337,6 +358,7 @@ def report(gate: GatePart, metrics: Metrics) -> None:
     for arm in gate.serves:
         for policy in set(gate.serves.values()):
             metrics.serving.labels(arm, policy).set(gate.serves[arm] == policy)
+    metrics.gate_share.set(gate.share)
     for policy in LEARNED:
         if policy in gate.frozen:
             metrics.frozen.labels(policy).set(gate.is_frozen(policy))

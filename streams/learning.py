@@ -8,22 +8,29 @@ whoever learned them, and a learner resumed from its last versions ends where on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from headrace.policy.features import SCALARS
 from headrace.policy.registry import LEARNED
-from headrace.streams.book import Book, Widths
+from headrace.streams import estimates
+from headrace.streams.book import Book, Decision, Widths
 from headrace.streams.context import ContextEncoder
+from headrace.streams.estimates import Estimates
 from headrace.streams.gate import PART, GatePart
 from headrace.streams.parts import BehaviourParts, PolicyPart
 from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion, Transitions
+from headrace.streams.rewards import Rewards
 from headrace.streams.settings import Settings
 from headrace.streams.start import begin
-from headrace.streams.versions import make_policy
+from headrace.streams.versions import arrays_of, make_policy, version_of
+
+log = logging.getLogger("headrace.learner")
 
 
 @dataclass
@@ -34,6 +41,7 @@ class Tally:
     corrections: int = 0
     unmatched: int = 0  # outcomes whose decision the book no longer holds
     misfits: int = 0  # decisions of other widths than the settings and the encoder say
+    steps: int = 0  # closed decisions with what followed them
     sent_ms: list[int] = field(default_factory=list)  # of the outcomes that taught and are in no version yet
 
 
@@ -45,11 +53,17 @@ class Learning:
         names = dict.fromkeys([settings.policy.name, *(policy_of_arm(settings, arm) for arm in settings.arms.shares)])
         made = {name: make_policy(settings, name, dim=dim) for name in names}
         start = begin(settings, made[settings.policy.name])
+        self._rewards = Rewards(settings)
         self.policies = [
-            PolicyPart(policy, started=start is not None and name == start.policy)
+            PolicyPart(policy, started=start is not None and name == start.policy, rewards=self._rewards.version)
             for name, policy in made.items()
             if name in LEARNED
         ]
+        self._own: dict[
+            str, Callable[[Decision], bool]
+        ] = {}  # by policy: which decisions it learns from, where not all
+        if settings.learner.learn_from == "own":
+            self._own = {name: partial(_own, settings, name) for name in made}
         self.behaviour = BehaviourParts()
         if start is not None:
             self.behaviour.begin(start.behaviour)
@@ -57,7 +71,21 @@ class Learning:
         self.tally = Tally()
         self.offset = -1  # up to here published versions reach
         self._widths = Widths(state=dim, context=ContextEncoder(settings).size, scalars=len(SCALARS))
-        self._book = Book(settings.learner.open_decisions, self._widths, assume_shown=settings.decisions.assume_shown)
+        self.estimates = Estimates(
+            self._rewards.kinds,
+            settings.placements,
+            size=settings.learner.open_decisions,
+            outstanding=settings.learner.outstanding,
+            position_bias=settings.learner.position_bias,
+        )
+        self._book = Book(
+            settings.learner.open_decisions,
+            self._widths,
+            assume_shown=settings.decisions.assume_shown,
+            rewards=self._rewards,
+            estimates=self.estimates,
+        )
+        self._gate_from = 0  # from here a restart reads for the gate
         self._every = settings.learner.publish_messages
         self._messages = 0  # since the last boundary
         self._boundaries = 0
@@ -69,6 +97,15 @@ class Learning:
             return 0
         self.offset = max(record.offset for record in latest.values())
         self._boundaries = max(record.version for record in latest.values())
+        others = {str(record.meta.get("rewards", self._rewards.version)) for record in latest.values()}
+        others -= {self._rewards.version}
+        if others:  # never mixed: what was learned from other rewards is learned again from these
+            log.warning(
+                "rewards are of version %s, what was learned of %s: policies begin anew from the log",
+                self._rewards.version,
+                ", ".join(sorted(others)),
+            )
+            latest = {part: r for part, r in latest.items() if r.policy in self.behaviour.models or part == PART}
         self.behaviour.resume([r for r in latest.values() if r.policy in self.behaviour.models])
         starts = [self.behaviour.known + 1]
         for part in self.policies:
@@ -77,8 +114,18 @@ class Learning:
                 part.resume(record)
             starts.append(record.replay_from if record is not None and part.known >= 0 else 0)
         self.gate.resume(latest.values())
-        starts.append(latest[PART].replay_from if PART in latest else 0)
-        return min(starts)
+        if others:
+            self.gate.start_evidence()
+        self._gate_from = latest[PART].replay_from if PART in latest else 0
+        self._resume_estimates(latest.get(estimates.PART))
+        return min([*starts, self._gate_from])
+
+    def _resume_estimates(self, record: PolicyVersion | None) -> None:
+        if record is not None:
+            try:
+                self.estimates.restore(*arrays_of(record), offset=record.offset)
+            except ValueError as error:
+                log.warning("estimates cannot be resumed and are made anew: %s", error)
 
     def apply(self, message: Transitions, offset: int, *, now_ms: int = 0, publish: bool = True) -> list[PolicyVersion]:
         """Learns one message; returns the versions that fall due after it.
@@ -88,10 +135,15 @@ class Learning:
         replay_from = self._book.replay_from(otherwise=offset)
         lessons = self._book.read(message, offset)
         examples = lessons.examples(self._widths)
-        if examples is not None:
-            for part in self.policies:
-                if self.gate.teaches(part.policy.name, offset):
-                    part.take(examples, offset, replay_from=replay_from)
+        steps = lessons.steps(self._widths) if any(part.policy.follows for part in self.policies) else None
+        for part in self.policies:
+            name = part.policy.name
+            if self.gate.teaches(name, offset):
+                mine, then = examples, steps
+                if name in self._own:
+                    mine = lessons.examples(self._widths, of=self._own[name])
+                    then = lessons.steps(self._widths, of=self._own[name])
+                part.take(mine, then if part.policy.follows else None, offset, replay_from=replay_from)
         if lessons.behaviour:
             self.behaviour.take(lessons.behaviour, offset)
         self.gate.observe(message, lessons, offset)
@@ -100,6 +152,7 @@ class Learning:
         tally = self.tally
         tally.unmatched += lessons.unmatched
         tally.misfits += lessons.misfits
+        tally.steps += len(lessons.followed)
         if examples is not None and self.policies:
             fresh = int(np.count_nonzero(examples.fresh))
             tally.fresh += fresh
@@ -123,4 +176,28 @@ class Learning:
             if part.due(offset)
         ]
         versions += self.behaviour.publish(version=number, offset=offset, created_ms=now_ms)
-        return versions + self.gate.publish(boundary=number, offset=offset, book=book, created_ms=now_ms)
+        gate = self.gate.publish(boundary=number, offset=offset, book=book, created_ms=now_ms)
+        if any(record.part == PART for record in gate):
+            self._gate_from = book
+        return versions + gate + self._estimates(number, offset, now_ms, wanted=bool(versions or gate))
+
+    def _estimates(self, number: int, offset: int, now_ms: int, *, wanted: bool) -> list[PolicyVersion]:
+        """The tables by which a restart would learn what it must read again."""
+        self.estimates.forget(before=min([self._gate_from, *(part.reread_from for part in self.policies)]))
+        if not (wanted and self.policies and self.estimates.changed):
+            return []
+        return [
+            version_of(
+                estimates.PART,
+                *self.estimates.snapshot(),
+                version=number,
+                offset=offset,
+                replay_from=offset + 1,
+                created_ms=now_ms,
+            )
+        ]
+
+
+def _own(settings: Settings, name: str, decision: Decision) -> bool:
+    """Whether a policy took the decision itself, or its stand-in did before it had learned anything."""
+    return decision.policy == name or (decision.policy not in LEARNED and policy_of_arm(settings, decision.arm) == name)

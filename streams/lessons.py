@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class Decision:
         "maturing",
         "mixed",
         "placement",
+        "policy",
         "propensities",
         "random",
         "rewards",
@@ -60,7 +61,7 @@ class Decision:
 
     def __init__(self, opened: Opened, *, table: Table | None = None, placement: int = 0) -> None:
         self.user_id = opened.user_id
-        self.arm = opened.arm
+        self.arm, self.policy = opened.arm, opened.policy
         self.version = opened.policy_version
         self.id = int.from_bytes(hashlib.blake2b(opened.recommendation_id.encode(), digest_size=8).digest(), "little")
         self.ts = opened.ts
@@ -113,12 +114,12 @@ class Lessons:
     misfits: int = 0  # decisions of other widths
     busy: int = 0  # decisions and outcomes of crawlers and hot users
 
-    def examples(self, widths: Widths, *, arms: Collection[str] | None = None) -> Examples | None:
-        """The rows as arrays, None where there are none. `arms`: only those of decisions of these arms.
+    def examples(self, widths: Widths, *, of: Callable[[Decision], bool] | None = None) -> Examples | None:
+        """The rows as arrays, None where there are none. `of` says of which decisions; None: of all.
 
         Where θ of a position is known, its row has the weight θ and the reward divided by it, and counts as first.
         """
-        chosen = [i for i, x in enumerate(self.decisions) if arms is None or x.arm in arms]
+        chosen = [i for i, x in enumerate(self.decisions) if of is None or of(x)]
         n = len(chosen)
         if not n:
             return None
@@ -145,9 +146,9 @@ class Lessons:
         )
         return _finite(_unbiased(examples, decisions))
 
-    def steps(self, widths: Widths, *, arms: Collection[str] | None = None) -> Steps | None:
+    def steps(self, widths: Widths, *, of: Callable[[Decision], bool] | None = None) -> Steps | None:
         """The closed decisions and what followed them, as arrays; None where there are none."""
-        chosen = [x for x in self.followed if arms is None or x.decision.arm in arms]
+        chosen = [x for x in self.followed if of is None or of(x.decision)]
         if not chosen:
             return None
         firsts = [x.decision for x in chosen]

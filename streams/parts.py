@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from headrace.policy.base import Arrays, Examples, Meta, Policy
+from headrace.policy.base import Arrays, Examples, Meta, Policy, Steps
 from headrace.policy.behaviour import CoOccurrence, Popularity, behaviour
 from headrace.streams.records import Behaviour, PolicyVersion
 from headrace.streams.versions import arrays_of, part_of, version_of
@@ -51,9 +51,9 @@ class PolicyPart:
     `forgot`: where the policy was put back to an earlier version; nothing up to there is remembered any more.
     """
 
-    def __init__(self, policy: Policy, *, started: bool = False) -> None:
-        """`started`: the policy knows something already, which is to be published."""
-        self.policy = policy
+    def __init__(self, policy: Policy, *, started: bool = False, rewards: str = "") -> None:
+        """`started`: the policy knows something already, which is to be published. `rewards`: their version."""
+        self.policy, self._rewards = policy, rewards
         self.known = self.forgot = -1
         self.reread_from = 0  # a restart reads the log from here
         self._beginning = policy.snapshot()
@@ -81,16 +81,23 @@ class PolicyPart:
         """Puts back what the policy was before it learned anything."""
         self.become(*self._beginning, offset=offset)
 
-    def take(self, examples: Examples, offset: int, *, replay_from: int) -> None:
-        """`replay_from` is the book's, before this message."""
+    def take(self, examples: Examples | None, steps: Steps | None, offset: int, *, replay_from: int) -> None:
+        """What one message teaches. Steps are learned once and not remembered: a policy that replays them keeps them.
+
+        `replay_from` is the book's, before this message.
+        """
         if offset <= min(self.known, self.forgot):
             return
-        self._trail.note(int(np.count_nonzero(examples.fresh)), replay_from)
-        if offset > self.known:
-            self.policy.learn(examples)
+        if examples is not None:
+            self._trail.note(int(np.count_nonzero(examples.fresh)), replay_from)
+            if offset > self.known:
+                self.policy.learn(examples)
+                self._learned = True
+            elif self.policy.memory:
+                self.policy.remember(examples)
+        if steps is not None and offset > self.known:
+            self.policy.follow(steps)
             self._learned = True
-        elif self.policy.memory:
-            self.policy.remember(examples)
 
     def due(self, offset: int) -> bool:
         long_ago = 0 <= self._published >> _CHECKPOINT_BITS < offset >> _CHECKPOINT_BITS
@@ -104,7 +111,7 @@ class PolicyPart:
         return version_of(
             self.policy.name,
             arrays,
-            meta | {"forgot": self.forgot},
+            meta | {"forgot": self.forgot, "rewards": self._rewards},
             version=version,
             offset=offset,
             replay_from=self.reread_from,
