@@ -60,8 +60,9 @@ def run_demo(
 ) -> dict[str, Any]:
     """Runs the demo and returns its summary; with `as_json` it is also the only line on stdout.
 
-    `preset` names another kind of shop (presets.py). `report` is the folder of `report.html` (default: `report` in the demo's data folder). Raises HeadraceError where a
-    role or the broker cannot be kept running, or where an event is not accounted for.
+    `preset` names another kind of shop (presets.py). `report` is the folder of `report.html` (default: `report` in the
+    demo's data folder). Raises HeadraceError where a role or the broker cannot be kept running, or where an event is
+    not accounted for.
     """
     if not 1 <= seconds <= 86_400 or not 1 <= rate <= 100_000:
         raise SettingsError(

@@ -173,8 +173,8 @@ def _laws(log: _Log, settings: Settings, *, taste: float, popular: float) -> tup
     eta = ASSUMED_POSITIONS
     if clicked >= _LEAST_CLICKS and len(log.shown) > 1:
         places = np.array([j for j in sorted(log.shown) if log.clicked[j] > 0])
-        rate = np.array([log.clicked[j] / log.shown[j] for j in places])
-        eta = max(-float(np.polyfit(np.log1p(places), np.log(rate), 1)[0]), 0.0)
+        rates = np.array([log.clicked[j] / log.shown[j] for j in places])
+        eta = max(-float(np.polyfit(np.log1p(places), np.log(rates), 1)[0]), 0.0)
         said.append(f"looks fall with (1 + position)^-{eta:.2f}")
     else:
         said.append(f"looks are assumed to fall with (1 + position)^-{eta:g}: the log has few clicks with a position")

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 import numpy as np
 
 from headrace.policy.base import F32, F64, I64, Bool, Examples, Policy, Query, Slates, Steps
