@@ -94,7 +94,7 @@ def best_tau(r: Rounds) -> float:
 
 def best_lambda(r: Rounds) -> float:
     """λ of DRos with the least estimated mean squared error."""
-    grid = [0.0, *(x**2 for x in _quantiles(r.weights[r.shown])), float("inf")]
+    grid = [0.0, *sorted(c * x**2 for x in _quantiles(r.weights[r.shown]) for c in (0.01, 0.1, 1.0)), float("inf")]
     return _tuned(r, grid, dros, lambda w, lam: w if np.isinf(lam) else _shrunk(w, lam))
 
 
