@@ -39,10 +39,15 @@ class _Slate(msgspec.Struct):
     recommendation_id: str
     user_id: str
     items: list[_SlateItem]
+    policy: _SlatePolicy
 
 
 class _SlateItem(msgspec.Struct):
     item_id: str
+
+
+class _SlatePolicy(msgspec.Struct):
+    arm: str
 
 
 _decode_slate = msgspec.json.Decoder(_Slate).decode
@@ -140,6 +145,13 @@ class Loop:
         self._settle(ts)
         return self.played
 
+    def replay(self, log: Sequence[Interaction], *, batch: int = 12, tick_every: int = 10) -> None:
+        """What happened before: the events go in as they would, the slates made for them are seen by nobody."""
+        for n, first in enumerate(range(0, len(log), batch)):
+            self._feed(log[first : first + batch], tick=n % tick_every == 0)
+        self._slates.clear()
+        self.played = Played()
+
     def _settle(self, ts: int) -> None:
         """No more slates are shown; what is still to come arrives and every decision closes."""
         window = self.settings.close_after_ms
@@ -158,7 +170,7 @@ class Loop:
     def _feed(self, events: Sequence[Interaction], *, tick: bool, watermark: int = 0) -> None:
         """One record of `interactions`, and what follows from it."""
         watermark = max([watermark, *(event.ts for event in events)])
-        batch = Batch("events/0", watermark, False, tick, [_as_event(event) for event in events])
+        batch = Batch("events/0", watermark, False, tick, [as_event(event) for event in events])
         effects = self.engine.apply(batch, self._offset)
         if effects.failed:
             raise effects.failed[0][1]
@@ -219,7 +231,8 @@ def text_vectors(settings: Settings, catalogue: Catalogue) -> NDArray[np.float16
     return vectors
 
 
-def _as_event(event: Interaction) -> Event:
+def as_event(event: Interaction) -> Event:
+    """The event as ingest would pass it on."""
     return Event(
         event.event_id, event.user_id, event.type, event.ts, 0, event.item_id, event.value, event.quantity,
         event.order_id, event.recommendation_id, event.position, None, event.text, None, event.shown,
