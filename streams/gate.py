@@ -190,8 +190,7 @@ class GatePart:
             self.counts["rollback", alarm.rule] += 1
             entry = Entry("rollback", part.policy.name, "guardrail", f"{alarm.rule}: {alarm.reason}")
             good = self._guard.last_good
-            found = self.staging.find(part.policy.name, at_most=good) if good is not None else None
-            self._roll_back(part, offset, entry, found or self.staging.find(part.policy.name))
+            self._roll_back(part, offset, entry, self.staging.before(part.policy.name, -1 if good is None else good))
 
     def _judge_challenger(self, arm: str) -> None:
         rivals = len(self._settings.challengers)

@@ -97,6 +97,7 @@ class Metrics:
         self.gate_decisions = gauge("gate_decisions", "Decisions shown since this evidence began", "arm")
         self.gate_value = gauge("gate_reward_per_decision", "Reward a shown decision since this evidence began", "arm")
         self.gate_lift = gauge("gate_lift", "A challenger's value over the champion's, minus one", "arm", "bound")
+        self.gate_share = gauge("gate_share", "Share of the arm `policy` that the policy decides for")
         self.promotions = counter("policy_promotions_total", "Policies promoted to the arm `policy`", "policy")
         self.rollbacks = counter("policy_rollbacks_total", "Policies put back to a staged version", "rule")
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from headrace.policy.base import Meta, Policy
 from headrace.policy.behaviour import CoOccurrence, Popularity
-from headrace.policy.registry import LEARNED
+from headrace.policy.names import BASELINES, LEARNED
 from headrace.policy.snapshot import unpack
 from headrace.streams.context import ContextEncoder
 from headrace.streams.items import ItemStore
+from headrace.streams.ramp import place
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 from headrace.streams.start import begin
@@ -62,6 +63,11 @@ def serves(meta: Meta, arms: Mapping[str, str]) -> dict[str, str]:
     return said if same else {}
 
 
+def control_arm(settings: Settings) -> str:
+    """The arm that the arm `policy` is held against; empty where there is none."""
+    return settings.gate.control or next((arm for arm in BASELINES if arm in settings.arms.shares), "")
+
+
 class Policies:
     """One object a worker. `apply` takes what the learner published; everything else only reads."""
 
@@ -71,6 +77,8 @@ class Policies:
         self._served: dict[str, Served] = {}
         self.contexts = ContextEncoder(settings).size
         self._by_arm = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
+        self._control = control_arm(settings)
+        self._share = settings.gate.loss or 1.0  # of the users of the arm `policy` whom the policy decides for
         for name in {*self._by_arm.values(), "popular"}:
             self._served[name] = Served(name, 0, self._make(name, dim))
         self._popularity = Popularity()
@@ -104,6 +112,7 @@ class Policies:
                 self._following.clear()
             elif name == "gate":
                 self._by_arm.update(serves(meta, self._by_arm))
+                self._share = float(meta.get("share", 1.0))
             elif name in self._served:
                 policy = self._make(name, self._items.dim)
                 if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays.values()):
@@ -113,9 +122,12 @@ class Policies:
         except ValueError as error:
             log.warning("policy version %s of %s is refused: %s", version.version, version.part, error)
 
-    def serving(self, arm: str) -> Served:
-        """What an arm decides with now. A policy that has learned nothing yet leaves its users to what is popular."""
+    def serving(self, arm: str, user_id: str) -> Served:
+        """What decides now for a user of an arm. A policy that has learned nothing yet leaves its users to what is
+        popular; one that is still held against a control leaves it those above its share (ramp.place)."""
         name = self._by_arm[arm]
+        if arm == "policy" and self._share < 1 and place(user_id) >= self._share:
+            name = self._by_arm[self._control]
         served = self._served[name]
         if name in LEARNED and not served.version and name != self._started:
             name = "popular"

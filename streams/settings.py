@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.policy.names import POLICIES
+from headrace.policy.names import BASELINES, POLICIES
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
@@ -236,6 +236,7 @@ class Gate(Section):
     planned: int = Field(50_000, ge=100)  # shown decisions at which the interval is narrowest
     guard: bool = True  # rolls the arm `policy` back where its rewards, propensities or weights go wrong
     control: str = ""  # the arm it is held against; "": the first baseline among the arms
+    loss: float = Field(0.0, ge=0, lt=1)  # of the control's reward: what exploring may cost; 0: no limit, no ramp
     stage_every: int = Field(240, ge=1)  # boundaries (four a second) from one staged version to the next
     staged: int = Field(5, ge=2, le=50)  # staged versions kept a policy
 
@@ -302,6 +303,8 @@ class Settings(BaseSettings):
         for arm in (*self.gate.challengers, *([self.gate.control] if self.gate.control else [])):
             if arm not in self.arms.shares or arm == "policy":
                 raise ValueError(f"gate names the arm {arm!r}: give it a share in [arms.shares], or leave it out")
+        if self.gate.loss and not (self.gate.control or {*BASELINES} & {*self.arms.shares}):
+            raise ValueError("gate.loss needs a control: give a baseline (item_to_item, popular, random) a share")
         return self
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

@@ -45,18 +45,19 @@ class Staging:
         del self._staged[name][: -self._kept]
         self._unpublished.append(record)
 
-    def find(self, name: str, version: int | None = None, *, at_most: int | None = None) -> PolicyVersion | None:
-        """The staged version asked for, or the newest of those `at_most` old.
-
-        Without either the newest but one, as what goes wrong now may have begun before the newest was staged.
-        """
+    def find(self, name: str, version: int | None = None) -> PolicyVersion | None:
+        """The staged version asked for. Without one the newest but one: what goes wrong now may have begun before the
+        newest was staged."""
         staged = self._staged.get(name, [])
         if version is not None:
             return next((record for record in staged if record.version == version), None)
-        if at_most is not None:
-            staged = [record for record in staged if record.version <= at_most]
-            return staged[-1] if staged else None
         return staged[-2:][0] if staged else None
+
+    def before(self, name: str, version: int) -> PolicyVersion | None:
+        """The newest staged version that is not newer than `version`, else the oldest there is."""
+        staged = self._staged.get(name, [])
+        good = [record for record in staged if record.version <= version]
+        return good[-1] if good else next(iter(staged), None)
 
     def versions(self, name: str) -> list[int]:
         return [record.version for record in self._staged.get(name, [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 
 from headrace.policy.snapshot import pack
 from headrace.streams.commands import history
+from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
+from headrace.streams.policies import Policies
 from headrace.streams.records import Command, PolicyVersion, Transitions, decode_policy_version, encode
 from headrace.streams.settings import Settings
-from headrace.streams.versions import arrays_of
+from headrace.streams.versions import arrays_of, version_of
 from tests.factories import make_impression, make_opened, make_outcome, make_transitions
 
 DIM = 8
@@ -22,7 +25,7 @@ ARMS = {"policy": 0.4, "lints": 0.4, "popular": 0.2}
 
 
 def make_settings(**gate: Any) -> Settings:
-    gate = {"min_decisions": 100, "planned": 1_000, "stage_every": 8, "staged": 3, **gate}
+    gate = {"min_decisions": 100, "planned": 1_000, "stage_every": 16, "staged": 8, **gate}
     return Settings(policy={"name": "linucb"}, arms={"shares": ARMS}, gate=gate)
 
 
@@ -33,13 +36,19 @@ class Feed:
         self._random = random.Random(seed)
         self._decisions = 0
 
-    def message(self, rates: dict[str, float], **opened: Any) -> Transitions:
+    def message(self, rates: dict[str, float], serves: dict[str, str], **opened: Any) -> Transitions:
         records: list[Any] = []
         for _ in range(10):
             self._decisions += 1
             arm = self._random.choices(list(ARMS), list(ARMS.values()))[0]
             user, name = f"u{self._random.randrange(4_000)}", f"r-{self._decisions}"
-            decision = {"arm": arm, "user": user, "propensities": np.full(3, 1 / 3).tobytes(), **opened}
+            decision = {
+                "arm": arm,
+                "policy": serves[arm],
+                "user": user,
+                "propensities": np.full(3, 1 / 3).tobytes(),
+                **opened,
+            }
             records += [make_opened(name, d=DIM, c=1, **decision), make_impression(name, positions=[0, 1, 2])]
             if self._random.random() < rates[arm]:
                 records.append(make_outcome(name, position=self._random.randrange(3)))
@@ -57,7 +66,9 @@ class Shop:
 
     def play(self, feed: Feed, rates: dict[str, float], messages: int, **opened: Any) -> None:
         for _ in range(messages):
-            self.log.append(feed.message(rates, **opened))
+            version = self.published["linucb"].version if "linucb" in self.published else 0
+            told = {"policy_version": version, **opened}
+            self.log.append(feed.message(rates, dict(self.learner.gate.serves), **told))
             for version in self.learner.apply(self.log[-1], len(self.log) - 1):
                 self.published[version.part] = decode_policy_version(encode(version))
 
@@ -115,6 +126,7 @@ def test_a_policy_that_stops_earning_is_put_back_and_frozen() -> None:
     assert reason.startswith("reward: ")
     to = int(reason.rpartition("version ")[2].rstrip(")"))
     assert to in staged
+    assert to < 330
     assert shop.weights() == shop.serving()
     frozen = shop.weights()
     shop.play(feed, EVEN, 20)
@@ -132,6 +144,48 @@ def test_propensities_that_are_not_what_was_drawn_put_the_policy_back() -> None:
     shop.play(feed, EVEN, 60, propensities=np.full(3, 0.9).tobytes())
     assert shop.done() == [("rollback", "linucb")]
     assert str(arrays_of(shop.published["history/0"])[1]["why"]).startswith("calibration: ")
+
+
+def test_a_policy_that_may_cost_no_more_than_a_loss_begins_with_few_users_and_earns_the_rest() -> None:
+    shop, feed = Shop(make_settings(loss=0.2, challengers=["lints"])), Feed(6)
+    gate = shop.learner.gate
+    assert gate.share == 0.2
+    for _ in range(400):
+        decided = {"policy": "linucb"} if feed._random.random() < gate.share else {"policy": "popular"}
+        shop.play(
+            feed, {"policy": 0.9 if decided["policy"] == "linucb" else 0.3, "lints": 0.3, "popular": 0.3}, 1, **decided
+        )
+        assert gate.share == 1 or gate.verdicts == {}, "arms of moving shares are not compared"
+    assert gate.share == 1
+    assert float(arrays_of(shop.published["gate"])[1]["share"]) == 1.0
+
+
+def test_a_worker_takes_up_who_serves_and_for_how_many() -> None:
+    settings = Settings(policy={"name": "linucb"}, arms={"shares": ARMS}, gate={"loss": 0.25, "control": "popular"})
+    policies = Policies(settings, ItemStore(lambda vectors: vectors, dim=DIM), dim=DIM)
+    learner = Learning(settings, dim=DIM)
+    for part in learner.policies:
+        policies.apply(part.publish(version=1, offset=0, book=0, created_ms=0))
+    users = [f"u{n}" for n in range(2_000)]
+
+    def decided() -> dict[str, int]:
+        return dict(Counter(policies.serving("policy", user).name for user in users))
+
+    assert 400 < decided()["linucb"] < 600
+    arrays, meta = (
+        {"none": np.zeros(0)},
+        {"serves": json.dumps({"policy": "lints", "lints": "linucb", "popular": "popular"})},
+    )
+    stamp = {"version": 2, "offset": 1, "replay_from": 2, "created_ms": 0}
+    policies.apply(version_of("gate", arrays, {**meta, "share": 0.5}, **stamp))
+    assert 900 < decided()["lints"] < 1_100
+    assert policies.serving("lints", "u1").name == "linucb"
+    policies.apply(version_of("gate", arrays, {**meta, "share": 1.0}, **stamp))
+    assert decided() == {"lints": 2_000}
+    spoilt, meta = learner.policies[0].policy.snapshot()
+    spoilt = {name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array for name, array in spoilt.items()}
+    policies.apply(version_of("linucb", spoilt, meta, **stamp))
+    assert policies.serving("lints", "u1").version == 1, "what is not finite is refused"
 
 
 def test_commands_are_obeyed_at_the_next_boundary_or_refused_in_one_line() -> None:
