@@ -59,12 +59,14 @@ class InverseGap:
         self._weigh()
 
     def _weigh(self) -> None:
-        left = np.isfinite(self._scores)
-        self._k = np.maximum(left.sum(axis=1), 1)
+        self._k = np.maximum((self._scores > -np.inf).sum(axis=1), 1)
         self._best: I64 = self._scores.argmax(axis=1)
         largest = self._scores[self._rows, self._best]
-        gap = np.where(left, np.where(np.isfinite(largest), largest, 0.0)[:, None] - self._scores, 0.0)
-        self._others = np.where(left, 1 / (self._k[:, None] + self._gamma * gap), 0.0)
+        # What is not there has an infinite gap, hence no chance.
+        self._others: F64 = np.where(largest > -np.inf, largest, 0.0)[:, None] - self._scores
+        self._others *= self._gamma
+        self._others += self._k[:, None]
+        np.reciprocal(self._others, out=self._others)
         self._others[self._rows, self._best] = 0.0
         self._cdf: F64 = self._others.cumsum(axis=1)  # a running sum: see Softmax
         # 1 / K at least: what rounding takes must not make another candidate the most probable one.

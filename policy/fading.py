@@ -59,6 +59,11 @@ class Fading:
         self._held: OrderedDict[int, _Held] = OrderedDict()
         self._unjudged: deque[_Held] = deque()
 
+    @property
+    def changes(self) -> int:
+        """Changes detected so far."""
+        return self.detector.changes if self.detector else 0
+
     def weigh(self, e: Examples, predicted: F64) -> Weighed:
         """Moves on by one batch. `predicted` (N,) are the rewards that the policy expected before it."""
         weights = np.ones(len(e.rewards)) if e.weights is None else e.weights

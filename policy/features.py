@@ -47,7 +47,8 @@ _PRODUCTS = (
 _WITH_CONTEXT = (_SIMILARITY, "popularity", "co_view", "category_match")
 
 BLOCK = 40  # candidates in one BLAS call: 120, the default number of candidates, is three of them
-_ROWS = 16  # decisions scored at once
+_ROWS = 16  # decisions scored at once, and more where they are small:
+_CHUNK = _ROWS * 3 * BLOCK * 64  # numbers of their items' vectors that stay in the cache
 
 
 def unit(states: F32) -> F32:
@@ -137,8 +138,9 @@ class FeatureMap:
 
         A chunk's products stay in the cache; a whole batch's would not, and scoring takes up to twice as long.
         """
-        for start in range(0, len(query.states), _ROWS):
-            rows = slice(start, start + _ROWS)
+        at_once = max(_ROWS, _CHUNK // max(1, query.mask.shape[1] * self.dim))
+        for start in range(0, len(query.states), at_once):
+            rows = slice(start, start + at_once)
             yield rows, Prepared(self, query, rows)
 
 

@@ -210,7 +210,7 @@ def sample_few(rows: list[RowChoice], mask: Bool, scores: F32, k: int, *, floor:
             index[i, j] = chosen
             propensities[i, j] = (1 - floor) * choice.probability(chosen) + floor / n_left
             explored[i, j] = chosen != choice.first()
-            if n_left == 1:
+            if n_left == 1 or j + 1 == k:
                 break
             choice.remove(chosen)
             left.remove(chosen)

@@ -25,15 +25,16 @@ _DRIFTED = 1e-8  # of what a probe of size 1 may come back wrong by
 class Ridge:
     """Float64 throughout. `precision` is A (D, D), `moment` b (D,), `theta` the mean (D,).
 
-    A⁻¹ is held as R Rᵀ. Where nothing fades, R moves with every example: Sherman–Morrison in square-root form, O(D²),
-    which cannot lose its positive definiteness. Otherwise R is computed from A when somebody asks for it: what fades
-    gives all of the prior back at every step, and no small update does that.
+    A⁻¹ is held as R Rᵀ. R moves with every example: Sherman–Morrison in square-root form, O(D²), which cannot lose its
+    positive definiteness. After a large batch, and where something fades and so gets some of the prior back in every
+    direction, no small update would do: then R is computed from A when somebody asks for it. When that is changes no
+    bit, as A does not change before the next batch.
     """
 
     def __init__(
         self, size: int, *, ridge: float, fades: bool = False, squares: bool = False, refactor_every: int = 8192
     ) -> None:
-        """`ridge` is λ; `fades` says that f will be below 1 as a rule, `squares` that Ṽ is wanted as well.
+        """`ridge` is λ; `fades` says that f is below 1 as a rule, `squares` that Ṽ is wanted as well.
 
         R is computed afresh after `refactor_every` examples, and as soon as a probe finds that it has drifted from A.
         Raises ValueError unless λ > 0.
@@ -47,7 +48,7 @@ class Ridge:
         self.count = 0.0  # Σ w of the fresh examples, faded as they are
         self.since = 0  # examples since R was computed afresh
         self.refactored = 0  # times that a probe found drift
-        self._root: F64 | None = np.eye(size) / np.sqrt(ridge)
+        self._root: F64 | None = None  # R; None: that of A as it is now
         self._theta: F64 | None = np.zeros(size)
         self._probe = np.where(np.arange(size) % 2, -1.0, 1.0)
         self._buffer = np.empty((size, size))
@@ -55,8 +56,11 @@ class Ridge:
     @property
     def theta(self) -> F64:
         if self._theta is None:
-            root = self.root()
-            self._theta = root @ (self.moment @ root)
+            if self.since:
+                root = self.root()
+                self._theta = root @ (self.moment @ root)
+            else:
+                self._theta = np.linalg.solve(self.precision, self.moment)
         return self._theta
 
     @property
@@ -68,7 +72,8 @@ class Ridge:
     def root(self) -> F64:
         """R (D, D) with R Rᵀ = A⁻¹: |Rᵀx|² = xᵀA⁻¹x, and θ + R ε with ε ~ N(0, I) is a draw from the posterior."""
         if self._root is None:
-            self._root = self._fresh_root()
+            lower: F64 = np.linalg.inv(np.linalg.cholesky(self.precision))
+            self._root = np.ascontiguousarray(lower.T)
         return self._root
 
     def width_root(self) -> F64:
@@ -92,9 +97,13 @@ class Ridge:
         `fade` is f, for all that was learned before; `squared` (N,) are the weights in Ṽ, by default `weights`.
         """
         weights = np.ones(len(rewards)) if weights is None else weights
+        new = x[fresh] * np.sqrt(weights[fresh])[:, None]
+        before, self.since = self.since, self.since + len(new)
+        # A rank-N update costs 6·N·D² and loses to starting afresh at 3·D³ long before N reaches D.
+        afresh = self._fades or fade < 1 or self.since >= self._every or len(new) * 4 > self.size
+        root = self.root() if len(new) and not afresh else None  # before A moves
         if fade < 1:
             self._fade(fade)
-        new = x[fresh] * np.sqrt(weights[fresh])[:, None]
         self.moment += (weights * rewards) @ x
         self.count += float(weights[fresh].sum())
         self._theta = None
@@ -106,10 +115,13 @@ class Ridge:
             self.precision += self._buffer
         else:
             self.precision += new.T @ new
-        if self._fades:
-            self._root = None
-        else:
-            self._move_root(new, faded=fade < 1)
+        if afresh:
+            self.refactor()
+        elif root is not None:
+            self._move(root, new)
+            if before // _PROBE_EVERY != self.since // _PROBE_EVERY and self.drift() > _DRIFTED:
+                self.refactored += 1
+                self.refactor()
 
     def _fade(self, fade: float) -> None:
         self.moment *= fade
@@ -120,45 +132,27 @@ class Ridge:
             self.squares *= fade**2
             self.squares.ravel()[:: self.size + 1] += (1 - fade**2) * self._ridge
 
-    def _move_root(self, new: F64, *, faded: bool) -> None:
-        before, self.since = self.since, self.since + len(new)
-        # A rank-N update costs 6·N·D² and loses to starting afresh at 3·D³ long before N reaches D.
-        if faded or self.since >= self._every or len(new) * 4 > self.size:
-            self.refactor()
-            return
-        if len(new) == 1:
-            self._update(new[0])
-        elif len(new):
-            self._update_by_many(new)
-        if before // _PROBE_EVERY != self.since // _PROBE_EVERY and self.drift() > _DRIFTED:
-            self.refactored += 1
-            self.refactor()
-
-    def _update(self, x: F64) -> None:
+    def _move(self, root: F64, new: F64) -> None:
         """Sherman–Morrison, A⁻¹ ← A⁻¹ - A⁻¹x xᵀA⁻¹ / s with s = 1 + xᵀA⁻¹x, for R (Potter 1963; Bierman 1977, II.8):
 
-        R ← R - R f fᵀ / (s + √s), f = Rᵀx.
+            R ← R - R f fᵀ / (s + √s)      f = Rᵀx
+
+        For N examples at once the same in the directions that make S = I + FᵀF, F = Rᵀ Xᵀ, diagonal.
         """
-        root = self.root()
-        f = x @ root
+        if len(new) > 1:
+            many = (new @ root).T
+            squared, directions = np.linalg.eigh(np.eye(len(new)) + many.T @ many)
+            many = many @ directions
+            root -= (root @ many) @ (many / (squared + np.sqrt(squared))).T
+            return
+        f = new[0] @ root
         s = 1 + f @ f
         np.multiply((root @ f)[:, None], f / (s + np.sqrt(s)), out=self._buffer)
         root -= self._buffer
 
-    def _update_by_many(self, new: F64) -> None:
-        """The same for N examples at once, in the directions that make S = I + FᵀF, F = Rᵀ Xᵀ, diagonal."""
-        root = self.root()
-        f = (new @ root).T
-        s, directions = np.linalg.eigh(np.eye(len(new)) + f.T @ f)
-        f = f @ directions
-        root -= (root @ f) @ (f / (s + np.sqrt(s))).T
-
     def refactor(self) -> None:
-        """R afresh from A."""
-        self._root, self._theta, self.since = self._fresh_root(), None, 0
-
-    def _fresh_root(self) -> F64:
-        return np.ascontiguousarray(np.linalg.inv(np.linalg.cholesky(self.precision)).T)
+        """From now on R is that of A, whatever became of it."""
+        self._root, self._theta, self.since = None, None, 0
 
     def drift(self) -> float:
         """How far R has drifted from A: the largest entry of |A R Rᵀ v - v| for one v of ones and minus ones."""
@@ -166,12 +160,12 @@ class Ridge:
         return float(np.abs(self.precision @ (root @ (self._probe @ root)) - self._probe).max())
 
     def state(self) -> tuple[Arrays, Meta]:
-        """Symmetric matrices by their upper halves. R is kept as it is, drift and all: afresh it had other bits."""
+        """Symmetric matrices by their upper halves; R, where examples have moved it: afresh it had other bits."""
         upper = np.triu_indices(self.size)
         arrays = {"precision": self.precision[upper], "moment": self.moment.copy(), "theta": self.theta.copy()}
         if self.squares is not None:
             arrays["squares"] = self.squares[upper]
-        if not self._fades:
+        if self.since:
             arrays["root"] = self.root().copy()
         return arrays, {"since": self.since, "count": self.count}
 
@@ -191,10 +185,9 @@ class Ridge:
             self.squares = _whole(arrays.get("squares", arrays["precision"]), self.size)
         self.moment = arrays["moment"].copy()
         self._theta = arrays["theta"].copy()
-        self._root = arrays["root"].copy() if "root" in arrays and not self._fades else None
-        if self._root is None and not self._fades:
-            self._root = self._fresh_root()
-        self.since, self.count = int(meta.get("since", 0)), float(meta.get("count", 0.0))
+        self._root = arrays["root"].copy() if "root" in arrays else None
+        self.since = 0 if self._root is None else int(meta.get("since", 0))
+        self.count = float(meta.get("count", 0.0))
 
 
 def _whole(half: F64, size: int) -> F64:

@@ -281,8 +281,9 @@ def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, str
         index[alive, j] = gone = chosen[alive]
         propensities[alive, j] = ((1 - floor) * choice.probability(chosen) + floor / n_left)[alive]
         explored[alive, j] = (chosen != choice.first())[alive]
-        choice.remove(alive, gone)
-        left.remove(alive, gone)
+        if j + 1 < k:
+            choice.remove(alive, gone)
+            left.remove(alive, gone)
     shown = np.where(index >= 0, scores[rows[:, None], index], np.float32(0))
     return Slates(index, propensities, shown, explored)
 
