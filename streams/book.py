@@ -132,7 +132,11 @@ class Book:
         if self._estimates is None:
             return Decision(record)
         placement = self._estimates.placement(record.placement)
-        decision = Decision(record, table=self._estimates.in_force(offset), placement=placement)
+        table = self._estimates.in_force(offset)
+        theta = table.theta(placement) if table is not None and self._estimates.position_weights else None
+        decision = Decision(
+            record, table=table if self._estimates.outstanding else None, theta=theta, placement=placement
+        )
         decision.random = record.policy == _RANDOM
         return decision
 

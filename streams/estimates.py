@@ -1,7 +1,8 @@
 """What the learner estimates to learn rightly: how late outcomes come, how much each position is looked at. Pure.
 
 Estimates are made anew now and then, as tables; a decision is learned by the table in force when it was opened, so that
-what it teaches is a function of the log. Tables travel in the learner's checkpoint as far back as a restart reads.
+what it teaches is a function of the log. Tables travel in the learner's checkpoint as far back as a restart reads,
+with the counts as of the last of them: what was counted since stands in what is read again.
 """
 
 from __future__ import annotations
@@ -42,17 +43,19 @@ class Estimates:
     """The tables, and the counts that the next one is made from."""
 
     def __init__(
-        self, kinds: Sequence[str], placements: Iterable[str], *, size: int, outstanding: bool, position_bias: bool
+        self, kinds: Sequence[str], placements: Iterable[str], *, size: int, outstanding: bool, position_weights: bool
     ) -> None:
-        """`kinds` are the types that earn, `size` is the book's: at least so often is a table made, sixteen times."""
+        """`kinds` are the types that earn; `size` is the book's, for which at least sixteen tables are made. What is
+        not allowed for (`outstanding`, `position_weights`) is estimated all the same."""
         self._kinds, self._placements = tuple(kinds), {name: i for i, name in enumerate(placements)}
-        self._outstanding, self._position_bias = outstanding, position_bias
+        self.outstanding, self.position_weights = outstanding, position_weights
         self._every = max(1, size // 16)
         self._first = min(_FIRST, size)
         self._tables: list[Table] = []
         self._since = 0  # decisions opened since the last table
         self._shown = np.zeros((len(self._placements), _POSITIONS), np.int64)  # of random slates
         self._rewarded = np.zeros_like(self._shown)
+        self._counted = self._shown.copy(), self._rewarded.copy()  # as of the last table
         self.known = -1  # up to here tables and counts are those of a checkpoint
         self.changed = False  # since the last snapshot
 
@@ -68,13 +71,11 @@ class Estimates:
         """A position of a random slate was shown."""
         if offset > self.known and position < _POSITIONS:
             self._shown[placement, position] += 1
-            self.changed = True
 
     def count_rewarded(self, placement: int, position: int, offset: int) -> None:
         """It earned something, for the first time."""
         if offset > self.known and position < _POSITIONS:
             self._rewarded[placement, position] += 1
-            self.changed = True
 
     def opened(self, offset: int) -> None:
         last = self._tables[-1].offset if self._tables else -1
@@ -91,16 +92,17 @@ class Estimates:
         """A table after the message at `offset`: `ages` (ms) of the decisions shown, (kind, delay, age) of outcomes."""
         came = np.array(list(outcomes), np.int64).reshape(-1, 3)
         multipliers = np.ones((len(self._kinds), delays.STAGES))
-        for kind in range(len(self._kinds)) if self._outstanding else ():
+        for kind in range(len(self._kinds)):
             mine = came[came[:, 0] == kind]
             if len(mine) >= _LEAST:
                 multipliers[kind] = delays.multipliers(delays.shares(mine[:, 1], mine[:, 2], ages))
         theta = np.ones(self._shown.shape)
-        for row in range(len(theta)) if self._position_bias else ():
+        for row in range(len(theta)):
             theta[row] = positions.examination(self._shown[row], self._rewarded[row])
         opened = self._since + (self._tables[-1].opened if self._tables else 0)
         # As float32, as it travels: what is learned by a table must not depend on whether it has.
         self._tables.append(Table(offset, opened, _travelled(multipliers), _travelled(theta)))
+        self._counted = self._shown.copy(), self._rewarded.copy()
         self._since, self.changed = 0, True
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
@@ -117,11 +119,11 @@ class Estimates:
             "opened": np.array([t.opened for t in tables], np.int64),
             "multipliers": _stacked([t.multipliers for t in tables], (len(self._kinds), delays.STAGES)),
             "examination": _stacked([t.examination for t in tables], self._shown.shape),
-            "shown": self._shown.copy(),
-            "rewarded": self._rewarded.copy(),
+            "shown": self._counted[0],
+            "rewarded": self._counted[1],
         }, {"layout": self._layout}
 
-    def restore(self, arrays: Arrays, meta: Meta, *, offset: int) -> None:
+    def restore(self, arrays: Arrays, meta: Meta) -> None:
         """Raises ValueError where the types that earn or the placements have changed since."""
         if meta.get("layout") != self._layout:
             raise ValueError(f"the estimates are of {meta.get('layout')!r}, now it is {self._layout!r}")
@@ -132,11 +134,12 @@ class Estimates:
             )
         ]
         self._shown, self._rewarded = arrays["shown"].copy(), arrays["rewarded"].copy()
-        self.known, self._since = offset, 0
+        self._counted = self._shown.copy(), self._rewarded.copy()
+        self.known, self._since = self._tables[-1].offset if self._tables else -1, 0
 
     @property
     def _layout(self) -> str:
-        return f"1 {','.join(self._kinds)} {','.join(self._placements)} {self._outstanding:d}{self._position_bias:d}"
+        return f"1 {','.join(self._kinds)} {','.join(self._placements)}"
 
 
 def _travelled(table: F64) -> F64:

@@ -53,9 +53,11 @@ class Learning:
         names = dict.fromkeys([settings.policy.name, *(policy_of_arm(settings, arm) for arm in settings.arms.shares)])
         made = {name: make_policy(settings, name, dim=dim) for name in names}
         start = begin(settings, made[settings.policy.name])
-        self._rewards = Rewards(settings)
+        self._rewards, told = Rewards(settings), settings.learner
+        # What was told one way is never corrected by what is told another.
+        self._told = f"{self._rewards.version} {told.outstanding:d}{told.position_weights:d}"
         self.policies = [
-            PolicyPart(policy, started=start is not None and name == start.policy, rewards=self._rewards.version)
+            PolicyPart(policy, started=start is not None and name == start.policy, rewards=self._told)
             for name, policy in made.items()
             if name in LEARNED
         ]
@@ -76,7 +78,7 @@ class Learning:
             settings.placements,
             size=settings.learner.open_decisions,
             outstanding=settings.learner.outstanding,
-            position_bias=settings.learner.position_bias,
+            position_weights=settings.learner.position_weights,
         )
         self._book = Book(
             settings.learner.open_decisions,
@@ -97,12 +99,11 @@ class Learning:
             return 0
         self.offset = max(record.offset for record in latest.values())
         self._boundaries = max(record.version for record in latest.values())
-        others = {str(record.meta.get("rewards", self._rewards.version)) for record in latest.values()}
-        others -= {self._rewards.version}
+        others = {str(record.meta.get("rewards", self._told)) for record in latest.values()} - {self._told}
         if others:  # never mixed: what was learned from other rewards is learned again from these
             log.warning(
-                "rewards are of version %s, what was learned of %s: policies begin anew from the log",
-                self._rewards.version,
+                "rewards are told as %s, what was learned was told as %s: policies begin anew from the log",
+                self._told,
                 ", ".join(sorted(others)),
             )
             latest = {part: r for part, r in latest.items() if r.policy in self.behaviour.models or part == PART}
@@ -123,7 +124,7 @@ class Learning:
     def _resume_estimates(self, record: PolicyVersion | None) -> None:
         if record is not None:
             try:
-                self.estimates.restore(*arrays_of(record), offset=record.offset)
+                self.estimates.restore(*arrays_of(record))
             except ValueError as error:
                 log.warning("estimates cannot be resumed and are made anew: %s", error)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy.base import F32, Examples, Steps
+from headrace.policy.base import F32, F64, Examples, Steps
 from headrace.streams.estimates import Table
 from headrace.streams.records import Behaviour, Opened
 from headrace.streams.rewards import Earned
@@ -59,7 +59,9 @@ class Decision:
         "version",
     )
 
-    def __init__(self, opened: Opened, *, table: Table | None = None, placement: int = 0) -> None:
+    def __init__(
+        self, opened: Opened, *, table: Table | None = None, theta: F64 | None = None, placement: int = 0
+    ) -> None:
         self.user_id = opened.user_id
         self.arm, self.policy = opened.arm, opened.policy
         self.version = opened.policy_version
@@ -72,8 +74,7 @@ class Decision:
         self.scalars = opened.scalars
         self.propensities = opened.propensities
         self.learned = 0  # bit p: position p is an example
-        self.table, self.placement = table, placement  # by which it is learned
-        self.theta = None if table is None else table.theta(placement)
+        self.table, self.theta, self.placement = table, theta, placement  # by which it is learned
         self.stage = 0  # how many ends of delays.EDGES_MS its age has passed
         # Most decisions earn nothing and are heard of once: these are made when they are needed.
         self.rewards: dict[int, float] | None = None  # by position, as told so far

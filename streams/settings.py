@@ -223,7 +223,7 @@ class Learner(Section):
     keep_versions: Duration = duration_ms("1d")
     learn_from: Literal["all", "own"] = "all"  # whose decisions a policy learns from: every arm's, or its own arms'
     outstanding: bool = True  # rewards still to come are allowed for: see docs/rewards.md
-    position_bias: bool = True  # what stands lower is looked at less: allowed for, where a random arm tells by how much
+    position_weights: bool = False  # weights by how much a position is looked at, instead of the feature `place`
 
 
 class Gate(Section):
