@@ -60,7 +60,7 @@ class Ridge:
                 root = self.root()
                 self._theta = root @ (self.moment @ root)
             else:
-                self._theta = np.linalg.solve(self.precision, self.moment)
+                self._theta = np.asarray(np.linalg.solve(self.precision, self.moment), np.float64)
         return self._theta
 
     @property
@@ -72,8 +72,8 @@ class Ridge:
     def root(self) -> F64:
         """R (D, D) with R Rᵀ = A⁻¹: |Rᵀx|² = xᵀA⁻¹x, and θ + R ε with ε ~ N(0, I) is a draw from the posterior."""
         if self._root is None:
-            lower: F64 = np.linalg.inv(np.linalg.cholesky(self.precision))
-            self._root = np.ascontiguousarray(lower.T)
+            inverse = np.linalg.inv(np.linalg.cholesky(self.precision))
+            self._root = np.ascontiguousarray(inverse.T, np.float64)
         return self._root
 
     def width_root(self) -> F64:
