@@ -99,7 +99,7 @@ class Evaluation:
     because: str  # why that one
     positions: list[AtPosition]
     diagnostics: Diagnostics  # of the weights of single positions
-    cascade: Diagnostics  # of the weights of positions with all above them
+    cascade: Diagnostics  # of the weights of positions with all above them, where they carry least
 
     @property
     def best(self) -> Estimate:
@@ -114,7 +114,7 @@ def evaluate(
     _refuse_log(log)
     ratios = single.weights(log.target, log.propensities)
     diagnostics = intervals.diagnose(ratios, log.shown.astype(np.float64), log.users)
-    cascade = intervals.diagnose(slate_estimators.cumulative(ratios), log.shown.astype(np.float64), log.users)
+    cascade = intervals.diagnose_worst(slate_estimators.cumulative(ratios), log.shown.astype(np.float64), log.users)
     _refuse_weights(diagnostics, min_ess)
     slates = log.rewards.shape[1] > 1
     table = _table(log, min_ess=min_ess, level=level, draws=draws, seed=seed)
@@ -226,7 +226,7 @@ def _with_intervals(
     ratios = single.weights(log.target, log.propensities)
     shown = log.shown.astype(np.float64)
     of_positions = intervals.diagnose(ratios, shown, log.users)
-    of_cascades = intervals.diagnose(slate_estimators.cumulative(ratios), shown, log.users)
+    of_cascades = intervals.diagnose_worst(slate_estimators.cumulative(ratios), shown, log.users)
     of_slates = intervals.diagnose(ratios.prod(axis=1, keepdims=True), np.ones((len(ratios), 1)), log.users)
     uses = {"RIPS": of_cascades, "SNRIPS": of_cascades, "cascade-DR": of_cascades, "SIPS": of_slates}
     estimates = []
