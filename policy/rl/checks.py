@@ -104,12 +104,12 @@ def check_a_late_reward_raises_the_first_action(policy: Policy) -> None:
 
 
 def first_scores(policy: Policy) -> tuple[float, float]:
-    """A copy's scores of x and y in state 0 of `_three_steps`, after it followed 6,000 of them."""
+    """A copy's scores of x and y in state 0 of `_three_steps`, after it followed 3,000 of them."""
     policy = deepcopy(policy)
     random = np.random.default_rng(0)
     states = _directions(random, (3, policy.dim))
     items = _directions(random, (4, policy.dim))  # x, y, z, w
-    for _ in range(50):
+    for _ in range(25):
         policy.follow(_three_steps(policy, states, items, random, n=120))
     query = Query(
         states=states[:1],

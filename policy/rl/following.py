@@ -45,7 +45,7 @@ class Following(Ranking):
         rl_rate: float = 1e-3,
         rl_replay: int = 1024,
         rl_priority: float = 0.5,
-        rl_label_every: int = 100,
+        rl_label_every: int = 20,
         seed: int = 0,
         **shape: Any,
     ) -> None:

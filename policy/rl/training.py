@@ -60,7 +60,7 @@ class Trainer:
             if not name.endswith(frozen)
             for key, tensor in network.items()
         }
-        self._optimiser = torch.optim.AdamW(self._trained.values(), lr=rate, weight_decay=1e-4, foreach=False)
+        self._optimiser = torch.optim.AdamW(self._trained.values(), lr=rate, weight_decay=1e-4, fused=True)
         for name, tensor in self._trained.items():
             if f"{name}.mean" in moments:
                 self._optimiser.state[tensor] = {
@@ -79,7 +79,7 @@ class Trainer:
     def step(self, loss: Tensor) -> None:
         self._optimiser.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(self._trained.values()), _CLIP, foreach=False)
+        torch.nn.utils.clip_grad_norm_(list(self._trained.values()), _CLIP, foreach=True)
         self._optimiser.step()
 
     def copy(self, source: str, target: str) -> None:

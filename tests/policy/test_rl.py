@@ -32,11 +32,6 @@ _POLICIES: dict[str, Policy] = {
 }
 
 
-@pytest.mark.parametrize("name", ["dqn", "slateq", "reinforce"])
-def test_a_late_reward_raises_the_first_action(name: str) -> None:
-    checks.check_a_late_reward_raises_the_first_action(make(name, dim=6))
-
-
 @pytest.mark.parametrize("policy", _POLICIES.values(), ids=_POLICIES)
 @pytest.mark.parametrize(
     "check",
