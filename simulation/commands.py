@@ -25,7 +25,7 @@ from headrace.streams.load import read_events, read_items
 from headrace.streams.settings import Settings
 from headrace.streams.versions import make_policy
 
-_RANDOM = 200  # episodes of random slates, to stand beside what was learned
+_RANDOM = 100  # episodes of random slates, to stand beside what was learned
 
 
 def run_train(

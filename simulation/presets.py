@@ -187,13 +187,13 @@ def make_vector_env(
 
 
 def small(world: WorldSettings, *, items: int = 400, users: int = 250) -> WorldSettings:
-    """The same world with fewer items and users."""
+    """The same kind of world with fewer items, an eighth more to come, and fewer users."""
     share = items / world.items
     return replace(
         world,
         items=items,
         users=users,
-        arriving=max(1, int(world.arriving * share)),
+        arriving=items // 8,
         arrivals_per_day=world.arrivals_per_day * share,
         stockouts_per_day=world.stockouts_per_day * share,
     )
