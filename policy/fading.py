@@ -54,10 +54,11 @@ class Fading:
         lasting = np.ceil(-np.log(_NEGLIGIBLE) / self._rate) if self._rate else 0
         self._capacity = int(max(min(lasting, _LARGEST_CAPACITY), _JUDGED_WITHIN if change_detector else 0))
         self._clock = 0.0
-        self._number = 0  # fresh examples seen
+        self._number = self._judged = 0  # fresh examples seen; of a snapshot, those judged
         self._delay = 0.0  # mean age, in examples, at which corrections come
         self._held: OrderedDict[int, _Held] = OrderedDict()
         self._unjudged: deque[_Held] = deque()
+        self._packed: Arrays = {}  # held examples of a snapshot, until somebody learns: who only serves needs none
 
     @property
     def changes(self) -> int:
@@ -69,6 +70,7 @@ class Fading:
         weights = np.ones(len(e.rewards)) if e.weights is None else e.weights
         if not (self._capacity and len(weights)):
             return Weighed(1.0, weights, weights)
+        self._unpack()
         before = self._clock
         self._hold(e, predicted, weights)
         if self.detector and self._change_seen(self.detector):
@@ -130,6 +132,7 @@ class Fading:
         """All of it; nothing where nothing fades."""
         if not self._capacity:
             return {}, {}
+        self._unpack()
         held = list(self._held.values())
         judged = self._unjudged[0].number if self._unjudged else self._number
         arrays: Arrays = {
@@ -148,12 +151,19 @@ class Fading:
         if numbers.shape != ids.shape or values.shape != (len(ids), 3):
             raise ValueError("the snapshot's held examples are not of one length")
         self._clock, self._number = float(meta["clock"]), int(meta["number"])
-        self._delay, judged = float(meta["delay"]), int(meta["judged"])
-        rows = zip(ids.tolist(), numbers.tolist(), values.tolist(), strict=True)
+        self._delay, self._judged = float(meta["delay"]), int(meta["judged"])
+        self._packed = {"ids": ids.copy(), "numbers": numbers.copy(), "values": values.copy()}
+        if self.detector:
+            self.detector.restore(meta)
+
+    def _unpack(self) -> None:
+        if not self._packed:
+            return
+        rows = zip(*(self._packed[name].tolist() for name in ("ids", "numbers", "values")), strict=True)
         self._held = OrderedDict((id_, _Held(number, *row)) for id_, number, row in rows)
         if self.detector:
-            self._unjudged = deque(held for held in self._held.values() if held.number >= judged)
-            self.detector.restore(meta)
+            self._unjudged = deque(held for held in self._held.values() if held.number >= self._judged)
+        self._packed = {}
 
 
 def _one_after_the_other(weights: F64, rate: float) -> F64:
