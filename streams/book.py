@@ -185,6 +185,8 @@ class Book:
         if record.outcome_id in decision.heard:
             return
         decision.heard.add(record.outcome_id)
+        now = max(message.event_time, record.ts)
+        decision.stage = max(decision.stage, delays.stage(now - decision.ts))
         before = len(lessons.positions)
         for position in record.positions:
             if not 0 <= position < decision.size:
@@ -195,7 +197,7 @@ class Book:
                 self._show(decision, position, lessons)
             else:
                 self._earn(decision, position, record, lessons)
-        self._age(decision, record.recommendation_id, message.partition, max(message.event_time, record.ts), lessons)
+        self._age(decision, record.recommendation_id, message.partition, now, lessons)
         if len(lessons.positions) > before:
             lessons.sent_ms.append(record.sent_ms)
 

@@ -90,20 +90,26 @@ def make_transitions(*records: Transition, tick: bool = False, offset: int = 0) 
     return Transitions(0, offset, T0, tick, list(records))
 
 
-def make_log(seed: int, *, messages: int, repeats: float = 0.02, **shape: int) -> list[Transitions]:
+def make_log(
+    seed: int, *, messages: int, repeats: float = 0.02, pace_ms: int = 1, partitions: int = 1, **shape: int
+) -> list[Transitions]:
     """A plausible log: decisions opened, seen, clicked, bought, returned, closed each way; browsing, erasures, ticks.
 
     `shape` goes to make_opened. A share `repeats` of the messages repeats a record, as no healthy worker would.
+    `pace_ms` of event time pass from one message to the next; of several partitions each has a clock of its own.
     """
-    shop = _Shop(seed, shape)
+    shop = _Shop(seed, shape, pace_ms, partitions)
     return [shop.message(offset, repeats) for offset in range(messages)]
 
 
 class _Shop:
     _KINDS = ("opened", "opened", "impression", "impression", "click", "buy", "give_back", "close", "browse", "erase")
 
-    def __init__(self, seed: int, shape: dict[str, int]) -> None:
+    def __init__(self, seed: int, shape: dict[str, int], pace_ms: int, partitions: int) -> None:
         self.rng = random.Random(seed)
+        self.pace_ms, self.partitions = pace_ms, partitions
+        self.latest: dict[str, str] = {}  # user → the decision opened last
+        self.following: dict[str, str] = {}  # decision → the same user's next
         self.seed, self.shape = seed, shape
         self.k = shape.get("k", 3)
         self.opened_so_far = 0
@@ -113,19 +119,25 @@ class _Shop:
 
     def message(self, offset: int, repeats: float) -> Transitions:
         rng, records = self.rng, list[Transition]()
+        partition = offset % self.partitions
+        ts = T0 + offset * self.pace_ms + partition * 7 * self.pace_ms
         for n in range(rng.randrange(6)):
-            record = getattr(self, rng.choice(self._KINDS))(f"{offset}-{n}", T0 + offset)
+            record = getattr(self, rng.choice(self._KINDS))(f"{offset}-{n}", ts)
             records += [record] if record else []
         if self.past and rng.random() < repeats:
             records.append(rng.choice(self.past))
         self.past += records
-        return Transitions(0, offset, T0 + offset, rng.random() < 0.2, records)
+        return Transitions(partition, offset, ts, rng.random() < 0.2, records)
 
     def opened(self, tag: str, ts: int) -> Opened:
         name = f"r-{self.seed}-{self.opened_so_far}"
         self.opened_so_far += 1
         self.told[name] = {}
-        return make_opened(name, user=f"u{self.rng.randrange(20)}", ts=ts, **self.shape)
+        user, policy = f"u{self.rng.randrange(20)}", ("linucb", "linucb", "random")[self.opened_so_far % 3]
+        if user in self.latest:
+            self.following[self.latest[user]] = name
+        self.latest[user] = name
+        return make_opened(name, user=user, ts=ts, policy=policy, **self.shape)
 
     def impression(self, tag: str, ts: int) -> Outcome | None:
         if not self.told:
@@ -156,7 +168,11 @@ class _Shop:
         told = self.told.pop(name)
         rewards = {p: told.get(p, 0.0) for p in self.shown.get(name, [])}
         closed_as = self.rng.choice(("shown", "altered")) if rewards else "unshown"
-        return make_closed(name, closed_as=closed_as, rewards=rewards, ts=ts)
+        then = self.following.get(name)
+        elapsed = 60_000 if then else None
+        return make_closed(
+            name, closed_as=closed_as, rewards=rewards, ts=ts, next_recommendation_id=then, elapsed_ms=elapsed
+        )
 
     def browse(self, tag: str, ts: int) -> Behaviour:
         previous = tuple(self.rng.randrange(1, 40) for _ in range(self.rng.randrange(4)))
