@@ -5,8 +5,10 @@ python benchmarks/report.py [--check]     --check: writes nothing, exits with 1 
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +137,26 @@ def policy_speed(f: Figures) -> str:
     )
 
 
+def _written_by(benchmark: str) -> Callable[[Figures], str]:
+    """The `section` of benchmarks/`benchmark`.py."""
+
+    def section(f: Figures) -> str:
+        folder = str(Path(__file__).parent)
+        if folder not in sys.path:
+            sys.path.append(folder)
+        text: str = importlib.import_module(benchmark).section(f)
+        return text
+
+    return section
+
+
 SECTIONS = {
     "standard_load": standard_load,
     "online_retail": online_retail,
     "worker_memory": worker_memory,
     "policy_speed": policy_speed,
+    "exactness": _written_by("exactness"),
+    "drift": _written_by("drift"),
 }
 
 _STANDARD = """\
