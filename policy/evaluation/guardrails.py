@@ -21,10 +21,11 @@ import numpy as np
 from headrace.policy.base import F64, Arrays, Meta
 
 Rule = Literal["reward", "calibration", "norm", "not_finite"]
-_DROPS = (0.1, 0.4)  # shares of its usual reward that a bad policy may have left: what the reward rule bets on
+_DROPS = (0.1, 0.3)  # shares of its usual reward that a bad policy may have left: what the reward rule bets on
 _BETS = (-0.9, -0.2, 0.02, 0.1, 0.5)  # on Σ 1/p: negative ones as a share of the largest that cannot go broke
 _RICH = 1e300
 _BLOCK = 20  # decisions at least from which the usual reward is taken
+_SOON = 150  # decisions
 _SMALL_NORM = 1.0  # an array whose entries' root mean square is below this × `norm_ratio` is never too large
 
 
@@ -47,7 +48,8 @@ class Guardrails:
         control: str | None = None,
         floor: float = 0.1,
         decisions_per_false_alarm: float = 1e6,
-        memory: float = 20_000.0,
+        memory: float = 5_000.0,
+        tolerance: float = 0.2,
         warm_up: int = 1_000,
         trusted: int = 500,
         norm_ratio: float = 10.0,
@@ -56,25 +58,29 @@ class Guardrails:
 
         `decisions_per_false_alarm`: how many decisions of a healthy arm there may be to one false alarm of the reward
         rule; more makes it slower where rewards are rare. `memory`: over how many decisions the usual reward is
-        averaged. `warm_up`: decisions before the reward rule says anything. `trusted`: so many decisions after it
-        began a version counts as good. `norm_ratio`: how many times larger than before an array may be.
+        averaged. `tolerance`: by what share rewards may fall without suspicion (the hour of the day). `warm_up`:
+        decisions before the reward rule says anything. `trusted`: so many decisions after it began a version counts as
+        good. `norm_ratio`: how many times larger than before an array may be.
 
         Raises ValueError for a value out of range.
         """
         if not 0 < floor < 1:
             raise ValueError(f"floor is {floor}: choose one between 0 and 1")
-        if min(decisions_per_false_alarm, memory, warm_up, trusted) < 1 or norm_ratio <= 1:
-            raise ValueError("the limits of the guardrails must be at least 1, norm_ratio above 1")
+        if min(decisions_per_false_alarm, memory, warm_up, trusted) < 1 or norm_ratio <= 1 or not 0 <= tolerance < 0.5:
+            raise ValueError(
+                "a limit of the guardrails is out of range: at least 1, norm_ratio > 1, tolerance in [0, 0.5)"
+            )
         self.arm, self.control = arm, control
         self._every, self._memory, self._warm_up = decisions_per_false_alarm, memory, warm_up
         self._trusted, self._norm_ratio = trusted, norm_ratio
+        self._tolerance, self._exponent = tolerance, min(_lundberg(theta, tolerance) for theta in _DROPS)
         down = floor / (1 - floor)  # 1/p is at most n / floor, so this bet against the rest cannot go broke
         self._bets = np.array([bet * down if bet < 0 else bet for bet in _BETS])
         self._norms: dict[str, float] = {}  # log of the root mean square, averaged over versions
         self._versions_checked = 0
         self._own = _Average(memory)
         self._variance = _Average(memory)  # Σ (r - expected)²
-        self._control_usual, self._control_now = _Average(memory), _Average(memory / 10)
+        self._control_usual, self._control_now = _Average(4 * memory), _Average(memory / 5)
         self._seen = 0.0  # decisions of the arm
         self._begins: list[tuple[int, float]] = []  # (version, decisions seen when it came)
         self._good_until = 0.0  # decisions seen when all was last well
@@ -82,8 +88,8 @@ class Guardrails:
 
     def reset(self) -> None:
         """Forgets suspicion, keeps what is usual: after a rollback, or when the arm is released."""
-        self._suspicion = np.zeros(len(_DROPS))  # log-wealth of the reward rule
-        self._pending = np.zeros(2)  # decisions and reward that are not yet part of what is usual
+        self._suspicion = [0.0] * len(_DROPS)  # log-wealth of the reward rule
+        self._pending = (0.0, 0.0)  # decisions and reward that are not yet part of what is usual
         self._wealth = np.ones(len(_BETS))
         self._begins = [
             (version, begin) for version, begin in self._begins if begin + self._trusted <= self._good_until
@@ -152,15 +158,16 @@ class Guardrails:
         if not self._begins or version > self._begins[-1][0]:
             self._begins.append((version, self._seen))
         self._seen += decisions
-        self._pending += (decisions, reward)
+        self._pending = (self._pending[0] + decisions, self._pending[1] + reward)
         self._variance.add(decisions, (reward - decisions * self._own.mean()) ** 2)
-        usual, spread = self._own.mean() * self._movement_of_control(), self._spread()
+        usual, spread = self._own.mean() * self._movement_of_control() * (1 - self._tolerance), self._spread()
         if self._own.weight >= self._warm_up and usual > 0 and spread > 0:
             self._suspect(decisions, reward, usual, spread)
-        if not self._suspicion.any():
+        highest = max(self._suspicion)
+        if highest == 0:
             self._trust()
             return None
-        if self._suspicion.max() < self._threshold(usual / spread):
+        if highest < self._threshold(usual / spread):
             return None
         n, r = self._pending
         got = f"{r / max(n, 1):.4g} a decision over the latest {n:,.0f}"
@@ -177,18 +184,22 @@ class Guardrails:
 
         For rewards of 0 or 1 the factor exp(…) has a mean ≤ 1 without any law assumed: 1 - p(1 - θ) ≤ exp(-p(1 - θ)).
         """
-        theta = np.array(_DROPS)
-        step = (decisions * usual * (1 - theta) + reward * np.log(theta)) / spread
-        self._suspicion = np.maximum(self._suspicion + step, 0.0)
+        for i, theta in enumerate(_DROPS):
+            step = (decisions * usual * (1 - theta) + reward * math.log(theta)) / spread
+            self._suspicion[i] = max(self._suspicion[i] + step, 0.0)
 
     def _threshold(self, rate: float) -> float:
-        """Log-wealth at which there is one false alarm in `decisions_per_false_alarm`.
+        """Log-wealth at which there is one false alarm in `decisions_per_false_alarm`, or a dead policy is caught soon.
 
-        A CUSUM whose steps drift by -D a decision comes back from its excursions after about e^h / D decisions (Wald;
-        Siegmund 1985, chapter II.6). `rate` is the usual reward in units of its spread. benchmarks/safety.py counts.
+        A CUSUM whose steps drift by -D a decision comes back from its excursions after about exp(w h) / D decisions
+        (Siegmund 1985, chapter II; w is Lundberg's exponent, 1 without tolerance). Where rewards are so frequent that
+        `_SOON` decisions without any would raise it further, so much more certainty is asked for. `rate` is the usual
+        reward in units of its spread; benchmarks/safety.py counts.
         """
         drift = rate * max(-math.log(theta) - (1 - theta) for theta in _DROPS)
-        return max(math.log(self._every * drift * len(_DROPS)), 3.0)
+        certain = math.log(max(self._every * drift * len(_DROPS), 1.0)) / self._exponent
+        soon = rate * (1 - min(_DROPS)) * _SOON
+        return max(certain, min(soon, 20.0), 3.0)
 
     def _trust(self) -> None:
         """All is well: what was pending becomes usual."""
@@ -196,7 +207,7 @@ class Guardrails:
         n, r = self._pending
         if n >= _BLOCK:
             self._own.add(n, r)
-            self._pending = np.zeros(2)
+            self._pending = (0.0, 0.0)
         while len(self._begins) > 1 and self._begins[1][1] + self._trusted <= self._good_until:
             del self._begins[0]
 
@@ -204,7 +215,7 @@ class Guardrails:
         """How far the control arm has lately fallen below its usual reward: the hour of the day falls for both."""
         if self.control is None or self._control_usual.mean() <= 0:
             return 1.0
-        prior = self._memory / 40  # decisions at its usual reward: few decisions say little
+        prior = self._memory / 10  # decisions at its usual reward: few decisions say little
         usual = self._control_usual.mean()
         now = (self._control_now.total + prior * usual) / (self._control_now.weight + prior)
         return min(now / usual, 1.0)
@@ -225,8 +236,8 @@ class Guardrails:
             "averages": np.array([(a.weight, a.total) for a in averages]),
             "counts": np.array([self._seen, self._good_until, float(self._versions_checked)]),
             "begins": np.array(self._begins, np.float64).reshape(-1, 2),
-            "suspicion": self._suspicion.copy(),
-            "pending": self._pending.copy(),
+            "suspicion": np.array(self._suspicion),
+            "pending": np.array(self._pending),
             "wealth": self._wealth.copy(),
         }
 
@@ -246,7 +257,8 @@ class Guardrails:
         self._seen, self._good_until = float(arrays["counts"][0]), float(arrays["counts"][1])
         self._versions_checked = int(arrays["counts"][2])
         self._begins = [(int(version), float(begin)) for version, begin in begins.tolist()]
-        self._suspicion, self._pending = arrays["suspicion"].copy(), arrays["pending"].copy()
+        self._suspicion = arrays["suspicion"].tolist()
+        self._pending = (float(arrays["pending"][0]), float(arrays["pending"][1]))
         self._wealth = arrays["wealth"].copy()
         self._norms = {name[5:]: float(array[0]) for name, array in arrays.items() if name.startswith("norm.")}
 
@@ -264,6 +276,15 @@ class _Average:
 
     def mean(self) -> float:
         return self.total / self.weight if self.weight > 0 else 0.0
+
+
+def _lundberg(theta: float, tolerance: float) -> float:
+    """w > 0 at which exp(w · step) has the mean 1 while all is well: w (1 - θ) = (1 - θ^w) / (1 - tolerance)."""
+    low, high = 0.5, 10.0
+    for _ in range(60):
+        w = (low + high) / 2
+        low, high = (w, high) if w * (1 - theta) < (1 - theta**w) / (1 - tolerance) else (low, w)
+    return low
 
 
 def _log_norm(array: F64) -> float:
