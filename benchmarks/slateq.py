@@ -35,7 +35,7 @@ from headrace.simulation.interest_evolution import InterestEvolution, InterestSe
 RESULT = Path(__file__).parent / "results" / "slateq.json"
 PUBLISHED = {"random": 159.2, "myopic": 4.46, "slateq, as published": 9.67}  # minutes; percent over random
 BANDITS = ("epsilon_greedy", "squarecb", "linucb", "lints", "neural_linear")
-SESSIONS, STEPS, JUDGED = 64, 400, 200  # sessions at once, steps of each while learning, sessions judged
+SESSIONS, STEPS, JUDGED = 64, 300, 200  # sessions at once, steps of each while learning, sessions judged
 SHOP, EPISODES, SHOP_JUDGED, CANDIDATES = "social", 600, 300, 40
 LEARNING_FLOOR, JUDGED_FLOOR = 0.1, 0.01
 TOPICS, SLATE, LENGTH = InterestSettings.topics, InterestSettings.slate, InterestSettings.length
@@ -68,7 +68,6 @@ INTEREST: dict[str, Make] = {
     "slateq, as published": published,
     "slateq": named("slateq", **_PATIENT),
     "dqn": named("dqn", **_PATIENT),
-    "reinforce": named("reinforce", **_PATIENT),
 }
 
 
@@ -208,14 +207,14 @@ def compared(returns: dict[str, list[float]]) -> dict[str, Any]:
 def gain(ours: Any, theirs: Any) -> dict[str, float]:
     """Percent by which `ours` earns more, of seeds as pairs: mean and 95 % t-interval."""
     ratio = 100 * (ours / theirs - 1)
-    error = ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else float("nan")
+    error = ratio.std(ddof=1) / np.sqrt(len(ratio)) if len(ratio) > 1 else 0.0
     return {"mean": float(ratio.mean()), "half_width": float(_T95.get(len(ratio), 1.96) * error)}
 
 
 _T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
-def run(world: str, seeds: int) -> dict[str, Any]:
+def run(world: str, seeds: int) -> None:
     policies, returns_of = (INTEREST, interest_returns) if world == "interest" else (IN_SHOP, shop_returns)
     returns: dict[str, list[float]] = {name: [] for name in policies}
     started = time.process_time()
@@ -223,10 +222,17 @@ def run(world: str, seeds: int) -> dict[str, Any]:
         for name, make_one in policies.items():
             returns[name].append(returns_of(make_one, seed))
             print(f"{world} seed {seed} {name}: {returns[name][-1]:.2f}", flush=True)
-    figures = compared(returns) | {"seeds": seeds, "cpu_s": round(time.process_time() - started)}
+        keep(world, compared(returns) | {"seeds": seed + 1, "cpu_s": round(time.process_time() - started)})
+
+
+def keep(world: str, figures: dict[str, Any]) -> None:
+    """Writes one world's figures so far; the other's stay."""
     if world == "interest":
-        return figures | {"slates_learned_from": SESSIONS * STEPS, "sessions_judged": JUDGED, "published": PUBLISHED}
-    return figures | {"preset": SHOP, "episodes": EPISODES, "visits_judged": SHOP_JUDGED, "candidates": CANDIDATES}
+        figures |= {"slates_learned_from": SESSIONS * STEPS, "sessions_judged": JUDGED, "published": PUBLISHED}
+    else:
+        figures |= {"preset": SHOP, "episodes": EPISODES, "visits_judged": SHOP_JUDGED, "candidates": CANDIDATES}
+    held = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps(held | {world: figures}, indent=2) + "\n")
 
 
 def section(f: dict[str, Any]) -> str:
@@ -261,7 +267,7 @@ def _percent(found: dict[str, float] | None) -> str:
 
 _SAID = """\
 Percent with 95 % intervals over paired seeds. `myopic` is SlateQ with γ = 0. `slateq, as published` takes the value of
-choosing nothing for 0, as RecSim's agent does; `slateq` learns it. Published: Ie et al. 2019, table 1, random 159.2,
+choosing nothing for 0, as RecSim's agent does; `slateq` learns it. Published: Ie et al. 2019, random 159.2,
 MYOP and QL-OT-OS; choices are in proportion to 1 + interest, as in the public RecSim (`benchmarks/slateq.py`).
 """
 
@@ -273,9 +279,7 @@ def main() -> None:
     asked = asked.parse_args()
     worlds = ("interest", "shop") if asked.world == "both" else (asked.world,)
     for world in worlds:
-        made = run(world, asked.seeds)
-        held = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
-        RESULT.write_text(json.dumps(held | {world: made}, indent=2) + "\n")
+        run(world, asked.seeds)
     print(RESULT.read_text("utf-8"))
 
 

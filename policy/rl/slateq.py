@@ -60,7 +60,7 @@ def best_value(v: F32, q: F32, null: F32, mask: Bool, size: int) -> F64:
 
     v, q and mask (B, n), null (B,) is q_⊥. A ratio's maximum by Dinkelbach 1967 (Management Science 13): at the best λ
     the best slate is the top of v (q - λ); each round takes that top's value as the next λ. The paper solves the same
-    problem as a linear program (section 5.1).
+    problem as a linear program (section 5).
     """
     masses = np.where(mask, v, 0.0).astype(np.float64)
     values = np.where(mask, q, 0.0).astype(np.float64)

@@ -160,9 +160,9 @@ def _others(network: dict[str, Tensor], b: Batch, count: int) -> Tensor:
 def slateq_errors(nets: dict[str, dict[str, Tensor]], b: Batch, *, size: int, null_value: bool) -> tuple[Any, Any]:
     """The loss of Q and of the choice model together, and each step's TD error (B,).
 
-    Ie et al. 2019 (arXiv 1905.12767): TD on the item consumed (equation 19), its target the value of the next slate,
-    Σ P(i | s', A') Q̄(s', i) (equation 18). Where none was, the same target teaches Q(s, ⊥) = V(s) if `null_value`.
-    The choice model is a conditional logit with a null item of logit 0 (section 2.2).
+    Ie et al. 2019 (arXiv 1905.12767), section 4: TD on the item consumed, its target the value of the next slate,
+    Σ P(i | s', A') Q̄(s', i). Where none was, the same target teaches Q(s, ⊥) = V(s) if `null_value`.
+    The choice model is a conditional logit with a null item of logit 0.
     """
     advantage, value = forward(nets["q"], b.x, b.states, b.contexts)
     choice, appeal = forward(nets["choice"], b.x, b.states, b.contexts)
@@ -210,7 +210,7 @@ def reinforce_errors(
 ) -> tuple[Any, Any]:
     """The loss of π and of its baseline V, and each step's error of V (B,).
 
-    Chen et al. 2019 (arXiv 1812.02353), equation 7: ∇ = Σ min(π/β, c) λ_K (R - V(s)) ∇log π(a | s),
+    Chen et al. 2019 (arXiv 1812.02353), sections 4.3 and 4.4: ∇ = Σ min(π/β, c) λ_K (R - V(s)) ∇log π(a | s),
     λ_K = K (1 - π)^(K-1), with β the logged propensity. π needs Z(s) = Σ exp f(s, ·) over all candidates, of which
     only the slate is known: see `log_normalisers`.
     """

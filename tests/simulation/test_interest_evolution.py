@@ -25,7 +25,7 @@ def sessions(users: int, *, score: str, seed: int = 0, settings: InterestSetting
 
 
 def test_random_and_myopic_returns_are_the_published_ones() -> None:
-    """159.2 and 166.3 minutes in Ie et al. 2019, table 1; they do not say of how many users."""
+    """159.2 and 166.3 minutes in Ie et al. 2019; of how many users is not told."""
     random, myopic = sessions(1_500, score="random"), sessions(1_500, score="appeal")
     assert abs(random.mean() - 159.2) < 4 and abs(myopic.mean() - 166.3) < 4
     assert sessions(500, score="quality").mean() > 1.4 * random.mean(), "patience does not pay"
