@@ -120,15 +120,17 @@ def _merged(below: Values, above: Values) -> Values:
 def _told(detail: ErrorDetails, file: Path | None, environment: Values) -> str:
     """One line about one problem: where it was set, the key, the value, the cure."""
     location = tuple(str(part) for part in detail["loc"])
+    where = f"{file}: " if file else ""
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not location:  # settings that do not go together
+        return where + message
     key = ".".join(location)
     value = "***" if location[0] == "kafka" and is_secret(key) else json.dumps(detail["input"], default=str)[:80]
-    where = f"{file}: " if file else ""
     if _within(environment, location):
         key, where = _PREFIX + "__".join(location).upper(), "environment: "
     if detail["type"] == "extra_forbidden":
         return f"{where}{key} = {value}: there is no such setting{_closest_setting(location)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
     expected = detail.get("ctx", {}).get("expected")
     hint = _closest(str(detail["input"]), str(expected).replace(" or ", ", ").split(", ")) if expected else ""
     return f"{where}{key} = {value}: {message}{hint}"

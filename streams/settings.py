@@ -307,6 +307,16 @@ class Settings(BaseSettings):
             raise ValueError("gate.loss needs a control: give a baseline (item_to_item, popular, random) a share")
         return self
 
+    @model_validator(mode="after")
+    def _linear_if_it_forgets(self) -> Settings:
+        served = {self.policy.name, *self.arms.policies.values(), *self.arms.shares}
+        if "neural_linear" in served and (self.policy.discount < 1 or self.policy.change_detector):
+            raise ValueError(
+                "neural_linear has neither discount nor change_detector: serve a linear policy, such as squarecb,"
+                " instead, or leave both out of [policy]"
+            )
+        return self
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
             yield name, masked(value) if name == "kafka" else value

@@ -90,6 +90,10 @@ def test_tables_and_lists_can_come_from_the_environment_as_json(monkeypatch):
         ("[event_types.x]\nitem = 'optionl'\n", r"event_types.x.item = .*'optional'.*; did you mean 'optional'\?"),
         ("[policy]\nname = 'linucbb'\n", r"policy.name = \"linucbb\": unknown policy; choose one of random"),
         ("[arms.shares]\npolicy = 0.5\n", r"arms = .*: shares sum to 0.5: make them sum to 1"),
+        (
+            "[policy]\ndiscount = 0.99\n",
+            r"neural_linear has neither discount nor change_detector: serve a linear policy",
+        ),
         ("[topics]\nprefix = 'a b'\n", r"topics.prefix = \"a b\": string should match pattern"),
         ("[worker\n", r"headrace.toml is no valid TOML: .*line 1.*mend that line"),
     ],
