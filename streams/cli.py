@@ -121,10 +121,8 @@ def run(
         if name not in ROLES:
             raise SettingsError(f"--role {role}: there is no role {name!r}; choose from {', '.join(ROLES)}, all")
     if len(roles) == 1 and workers == 1:
-        # Matrix products on several threads sum in an order that depends on the cores: the learner's bits would too.
-        # Roles scale by processes.
-        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, "1")
+        # The learner's bits must not depend on the cores. Roles scale by processes.
+        _one_thread()
         # Every role has threads that wait for Kafka: a thread that comes back from an array call must not wait 5 ms for
         # another to let go of the interpreter.
         sys.setswitchinterval(0.0002)
@@ -240,6 +238,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Judge a policy by a log of what another one showed; refuses to give a number it cannot stand behind."""
+    _one_thread()  # many small matrices: threads would only wait for each other
     from headrace.streams.evaluate import Question, run
 
     run(_settings(config, debug=debug), Question(log, target, mapping, arm, min_ess, level, plot, save, as_json))
@@ -288,6 +287,12 @@ def _settings(config: Path | None, *, debug: bool, overrides: dict[str, Any] | N
 
     logs.configure(debug=debug)
     return load(config, overrides)
+
+
+def _one_thread() -> None:
+    """Before numpy is loaded: matrix products on several threads sum in an order that depends on the cores."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def _stop_signal() -> threading.Event:

@@ -1,9 +1,15 @@
 """What every test may ask for: the real broker (once a session), settings of its own, a wait with a deadline."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
-import itertools
 import os
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before numpy: as the roles run
+    os.environ.setdefault(_name, "1")
+
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
