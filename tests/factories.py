@@ -164,7 +164,8 @@ class _Shop:
     def close(self, tag: str, ts: int) -> Closed | None:
         if not self.told or self.rng.random() < 0.5:
             return None
-        name = self.rng.choice(list(self.told))
+        seen = [name for name in self.told if name in self.shown]
+        name = self.rng.choice(seen if seen and self.rng.random() < 0.7 else list(self.told))
         told = self.told.pop(name)
         rewards = {p: told.get(p, 0.0) for p in self.shown.get(name, [])}
         closed_as = self.rng.choice(("shown", "altered")) if rewards else "unshown"
