@@ -20,9 +20,10 @@ from headrace.policy.page_hinkley import PageHinkley
 KEPT = 0.05  # of all that was learned, when a change is detected
 _NEGLIGIBLE = 0.01
 _LARGEST_CAPACITY = 65_536
-_JUDGED_WITHIN = 8_192  # examples held so that late rewards can still be counted before they are judged
-_DELAY_RATE = 1 / 256
+_JUDGED_WITHIN = 16_384  # examples held so that late rewards can still be counted before they are judged
 _SETTLED = 4  # times the mean age of corrections: of exponential delays 98 % are over
+_TOO_LATE = 0.05  # of the corrections for examples no longer held: beyond it nothing is judged
+_RATE = 1 / 256  # at which both are followed
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Weighed:
     squared: F64  # (N,) the same with γ² for γ: D-LinUCB's second matrix
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     number: int  # counted from the first example
     clock: float  # when it was learned
@@ -56,6 +57,7 @@ class Fading:
         self._clock = 0.0
         self._number = self._judged = 0  # fresh examples seen; of a snapshot, those judged
         self._delay = 0.0  # mean age, in examples, at which corrections come
+        self._too_late = 0.0  # share of them whose example is no longer held
         self._held: OrderedDict[int, _Held] = OrderedDict()
         self._unjudged: deque[_Held] = deque()
         self._packed: Arrays = {}  # held examples of a snapshot, until somebody learns: who only serves needs none
@@ -107,9 +109,11 @@ class Fading:
                 self._number += 1
                 if self.detector:
                     self._unjudged.append(held)
-            elif held:
+                continue
+            self._too_late += ((not held) - self._too_late) * _RATE
+            if held:
                 held.residual += reward
-                self._delay += (self._number - 1 - held.number - self._delay) * _DELAY_RATE
+                self._delay += (self._number - 1 - held.number - self._delay) * _RATE
         while len(self._held) > self._capacity:
             _, held = self._held.popitem(last=False)
             if self._unjudged and self._unjudged[0] is held:
@@ -117,7 +121,10 @@ class Fading:
 
     def _change_seen(self, detector: PageHinkley) -> bool:
         """Whether those examples whose rewards are in by now say that what was learned holds no longer."""
-        settled = self._number - min(_SETTLED * self._delay, self._capacity / 2)
+        wait = _SETTLED * self._delay
+        if self._too_late > _TOO_LATE or wait > self._capacity:
+            return False
+        settled = self._number - wait
         residuals = []
         while self._unjudged and self._unjudged[0].number < settled:
             held = self._unjudged.popleft()
@@ -140,7 +147,8 @@ class Fading:
             "held.numbers": np.array([h.number for h in held], np.int64),
             "held.values": np.array([(h.clock, h.residual, h.weight) for h in held], np.float64).reshape(-1, 3),
         }
-        meta: Meta = {"clock": self._clock, "number": self._number, "judged": judged, "delay": self._delay}
+        meta: Meta = {"clock": self._clock, "number": self._number, "judged": judged}
+        meta |= {"delay": self._delay, "too_late": self._too_late}
         return arrays, meta | (self.detector.state() if self.detector else {})
 
     def restore(self, arrays: Arrays, meta: Meta) -> None:
@@ -151,7 +159,7 @@ class Fading:
         if numbers.shape != ids.shape or values.shape != (len(ids), 3):
             raise ValueError("the snapshot's held examples are not of one length")
         self._clock, self._number = float(meta["clock"]), int(meta["number"])
-        self._delay, self._judged = float(meta["delay"]), int(meta["judged"])
+        self._delay, self._too_late, self._judged = float(meta["delay"]), float(meta["too_late"]), int(meta["judged"])
         self._packed = {"ids": ids.copy(), "numbers": numbers.copy(), "values": values.copy()}
         if self.detector:
             self.detector.restore(meta)

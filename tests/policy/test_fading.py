@@ -75,10 +75,10 @@ def test_page_hinkley_is_its_recursion() -> None:
     z = np.concatenate([random.normal(0, 1, 1_000), random.normal(-0.5, 1, 100)])
     steps, by_hand = PageHinkley(warm_up=0), 0.0
     steps.see(z[:500])
-    square = steps._square
+    square, mean = steps._square, min(steps._mean, 0.0)
     steps.see(z[500:])
     for value in z[500:]:
-        by_hand = max(0.0, by_hand - float(np.clip(value / np.sqrt(square), -5, 5)) - DELTA)
+        by_hand = max(0.0, by_hand - float(np.clip((value - mean) / np.sqrt(square), -5, 5)) - DELTA)
     assert np.isclose(steps._sum, by_hand) and by_hand > 20
 
 
@@ -118,6 +118,27 @@ def test_late_rewards_are_waited_for() -> None:
                 policy.learn(late)
         assert policy.fading.detector.changes == 0 or i > 400, i
     assert policy.fading.detector.changes > 0
+
+
+def test_a_gap_that_is_always_there_is_no_change() -> None:
+    test = PageHinkley(warm_up=1_000)
+    random = np.random.default_rng(2)
+    for _ in range(500):
+        assert not test.see(random.normal(-0.3, 1, 100))
+
+
+def test_where_rewards_come_too_late_nothing_is_judged() -> None:
+    """They come for examples that are no longer held: all that is seen of them would look like a fall."""
+    policy = make("linucb", dim=3, scalars=("popularity",), change_detector=True)
+    assert isinstance(policy, LinUCB)
+    waiting: list[Examples] = []
+    for i in range(120):
+        batch = make_examples(policy, n=500, seed=i, first_id=i * 500)
+        policy.learn(replace(batch, rewards=np.zeros(500)))
+        waiting.append(corrections(batch, np.ones(500)))
+        if len(waiting) > 40:  # 20,000 examples late
+            policy.learn(waiting.pop(0))
+    assert policy.fading.changes == 0
 
 
 def test_other_options_go_on_with_what_was_learned() -> None:
