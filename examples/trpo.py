@@ -22,7 +22,7 @@ from headrace.streams import start
 def main(steps: int, out: str, episodes: int) -> dict[str, float]:
     world = {"name": "ecommerce", "dim": 64, "candidates": 120, "context": [1.0]}  # as wide as what the default serves
     env = make_vec_env(lambda: make_env(action="preference", **world), n_envs=8, seed=0)
-    model = TRPO("MlpPolicy", env, n_steps=256, batch_size=256, learning_rate=1e-3, seed=0, device="cpu")
+    model = TRPO("MlpPolicy", env, n_steps=128, batch_size=256, learning_rate=1e-3, seed=0, device="cpu")
     model.learn(total_timesteps=steps)
 
     actor = actor_from_sb3(model, contexts=1, temperature=0.3, floor=0.05)

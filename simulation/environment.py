@@ -10,9 +10,9 @@ Actions                 what they are                                           
     "slate"             MultiDiscrete([n] · k): an item a position; a repeat stays empty         see below
     "preference"        Box(d + m): what to prefer; the k candidates that score most are shown   Box(d + c)
 
-n is the number of candidates drawn anew each step, and the observation then a Dict of `state` (d + c,), `items` (n, d),
-`scalars` (n, m) and `mask` (n,), as the running system has them. Without `candidates` n is `num_items`, an action names
-an item for good, and the observation is the state alone. A preference is what policy/actor.py serves.
+n is the number of candidates drawn anew each step, and the observation then a Dict of `state` (d + c,), `candidates`
+(n, d), `scalars` (n, m) and `mask` (n,), as the running system has them. Without `candidates` n is `num_items`, an
+action names an item for good, and the observation is the state alone. A preference is what policy/actor.py serves.
 
 `info`: `shown` and `clicks` by position (−1 and 0 where nothing stood), `user`. Seeds are exact: the same seed and
 actions give the same episode, alone or beside others (visit i of a vector seeded with s is that of an environment
@@ -91,7 +91,7 @@ class _World:
             self.observation_space = spaces.Dict(
                 {
                     "state": state,
-                    "items": _box(n, self.dim),
+                    "candidates": _box(n, self.dim),
                     "scalars": _box(n, len(SCALARS)),
                     "mask": spaces.MultiBinary(n),
                 }
@@ -111,7 +111,7 @@ class _World:
         query = visitors.query()
         return {
             "state": np.concatenate([query.states, context], axis=1),
-            "items": query.items,
+            "candidates": query.items,
             "scalars": query.scalars,
             "mask": query.mask.astype(np.int8),
         }

@@ -211,7 +211,9 @@ class Visitors:
         k = shown.shape[1]
         clicks = self._uniforms(everyone, _CLICK, k) < self.chances(everyone, shown)
         rewards = self.click_reward * clicks.sum(axis=1)
-        converted = clicks & (self._uniforms(everyone, _CONVERT, k) < laws.conversion)
+        converted = np.zeros(clicks.shape, np.bool_)
+        if laws.conversion and clicks.any():
+            converted = clicks & (self._uniforms(everyone, _CONVERT, k) < laws.conversion)
         due = self._delays(converted)
         last = self.horizon - 1
         at = np.minimum(self.step_of[:, None] + due, last)
@@ -223,7 +225,9 @@ class Visitors:
             self._browse(np.flatnonzero(views), 0)
         self._satisfaction *= laws.memory
         self._satisfaction += (1 - laws.memory) * clicks.any(axis=1)
-        leaves = self._uniforms(everyone, _LEAVE, 1)[:, 0] < laws.churn * (1 - self._satisfaction)
+        leaves = np.zeros(self.size, np.bool_)
+        if laws.churn:
+            leaves = self._uniforms(everyone, _LEAVE, 1)[:, 0] < laws.churn * (1 - self._satisfaction)
 
         truncated = (self.step_of >= last) & ~leaves
         ended = leaves | truncated
@@ -238,7 +242,7 @@ class Visitors:
 
     def _delays(self, converted: Bool) -> I64:
         """Steps until each conversion comes: geometric with mean `delay`, counted from 0."""
-        if not self.laws.delay:
+        if not self.laws.delay or not converted.any():
             return np.zeros(converted.shape, np.int64)
         u = self._uniforms(np.arange(self.size), _DELAY, converted.shape[1])
         stay = self.laws.delay / (1 + self.laws.delay)
@@ -251,12 +255,12 @@ class Visitors:
             vectors = self._centred[shown]
             self._seen *= np.float32(laws.rest)
             self._seen += vectors.mean(axis=1) + np.einsum("bkd,bk->bd", vectors, clicks.astype(np.float32))
-        towards = self._uniforms(everyone, _EVOLVE, shown.shape[1])
+        towards = self._uniforms(everyone, _EVOLVE, shown.shape[1]) if laws.evolution else None
         for j in np.flatnonzero(clicks.any(axis=0)):
             rows = np.flatnonzero(clicks[:, j])
             items = shown[rows, j]
             self._remember(rows, items)
-            if laws.evolution:
+            if towards is not None:
                 vectors = self.items.vectors[items]
                 liked = (1 + np.einsum("rd,rd->r", self.taste[rows], vectors)) / 2
                 sign = np.where(towards[rows, j] < liked, 1, -1).astype(np.float32)
