@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.policy.evaluation.gate import Gate, Verdict
-from headrace.policy.evaluation.ledger import Ledger
+from headrace.policy.evaluation.gate import Gate
+from headrace.policy.evaluation.ledger import Ledger, Value
 
 RESULT = Path(__file__).parent / "results" / "gate.json"
 SEED, TUNING_SEED = 20_000, 0  # figures are reported from the one, choices were made on the other
@@ -124,20 +124,19 @@ def play(scenario: Scenario, gate: Gate, seed: int) -> Run:
             promoted = at
         if kept is None and verdict.decision == "keep":
             kept = at
-        if naive is None and _naive_z(verdict, ledger, scenario.margin) > 1.6449:
+        old, new_one = ledger.value("champion"), ledger.value("challenger")
+        if naive is None and _naive_z(old, new_one, scenario.margin) > 1.6449:
             naive = at
-        variance = ledger.value("champion").variance + ledger.value("challenger").variance
-        precision[look] = verdict.champion_value**2 / variance
+        precision[look] = old.mean**2 / (old.variance + new_one.variance)
     assert verdict is not None
     return Run(promoted, kept, naive, precision, verdict.lower)
 
 
-def _naive_z(verdict: Verdict, ledger: Ledger, margin: float) -> float:
-    p, q = verdict.champion_value * (1 + margin), verdict.challenger_value
-    n, m = ledger.value("champion").decisions, ledger.value("challenger").decisions
-    if min(n, m) < 1_000 or p <= 0:
+def _naive_z(old: Value, new: Value, margin: float) -> float:
+    p, q = old.mean * (1 + margin), new.mean
+    if min(old.decisions, new.decisions) < 1_000 or p <= 0:
         return 0.0
-    return float((q - p) / np.sqrt(p * (1 - p) / n + q * (1 - q) / m))
+    return float((q - p) / np.sqrt(p * (1 - p) / old.decisions + q * (1 - q) / new.decisions))
 
 
 def figures_of(scenario: Scenario, runs: list[Run]) -> dict[str, Any]:
@@ -204,34 +203,33 @@ one-sided test with a power of 80 % (`benchmarks/gate.py`).
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--only", help="one scenario")
+    parser.add_argument("--only", action="append", help="these scenarios; the others stay as they are")
     parser.add_argument("--tune", action="store_true", help="on the seeds for tuning; keeps nothing")
-    parser.add_argument("--planned", type=int, default=Gate().planned)
     args = parser.parse_args()
-    started, first = time.process_time(), TUNING_SEED if args.tune else SEED
-    scenarios: dict[str, Any] = {}
-    for number, (name, scenario) in enumerate(SCENARIOS.items()):
-        if args.only and name != args.only:
-            continue
-        gate = Gate(margin=scenario.margin, planned=args.planned)
-        runs = [play(scenario, gate, first + 1_000 * number + i) for i in range(args.runs)]
-        scenarios[name] = figures_of(scenario, runs)
-        print(name, json.dumps(scenarios[name], ensure_ascii=False), flush=True)
-    gate = Gate(planned=args.planned)
-    figures = {
+    gate, first = Gate(), TUNING_SEED if args.tune else SEED
+    figures: dict[str, Any] = {
         "runs": args.runs,
         "decisions": DECISIONS,
         "look": LOOK,
         "error": gate.error,
         "planned": gate.planned,
         "world": WORLD,
-        "scenarios": scenarios,
-        "cpu_s": round(time.process_time() - started),
         "machine": platform.processor() or platform.machine(),
         "numpy": np.__version__,
     }
-    if not (args.tune or args.only):
-        RESULT.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    kept = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {}
+    same = all(kept.get(key) == value for key, value in figures.items())
+    scenarios: dict[str, Any] = kept["scenarios"] if same and args.only else {}
+    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+        if args.only and name not in args.only:
+            continue
+        started, gate = time.process_time(), Gate(margin=scenario.margin)
+        runs = [play(scenario, gate, first + 1_000 * number + i) for i in range(args.runs)]
+        scenarios[name] = figures_of(scenario, runs) | {"cpu_s": round(time.process_time() - started)}
+        print(name, json.dumps(scenarios[name], ensure_ascii=False), flush=True)
+        if not args.tune:
+            figures["scenarios"] = {name: scenarios[name] for name in SCENARIOS if name in scenarios}
+            RESULT.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def pool_of(policy: Ranking, *, seed: int, rows: int = 20_000) -> dict[str, np.n
 
 def stop_after(
     guard: Guardrails, pool: dict[str, np.ndarray], control: np.ndarray, *, scale: float, decisions: int, start: int,
-    version: int, random: np.random.Generator, cycle: float,
+    version: int, random: np.random.Generator, cycle: float, propensities: bool = True,
 ) -> tuple[int | None, Alarm | None]:  # fmt: skip
     """Feeds `decisions` of the arm, and a seventh as many of the control arm; returns where an alarm stopped it."""
     draws = random.integers(0, len(pool["earns"]), decisions)
@@ -83,7 +83,7 @@ def stop_after(
     held = random.random(decisions // 7) < scale * phase[::7][: decisions // 7] * random.choice(control, decisions // 7)
     for call, reward in enumerate(by_call):
         alarm = None
-        for observed in inverse[call * CALL : (call + 1) * CALL]:
+        for observed in inverse[call * CALL : (call + 1) * CALL] if propensities else ():
             alarm = alarm or guard.decided(version, expected=20.0, observed=observed)
         alarm = guard.rewarded(arm="policy", version=version, decisions=CALL, reward=float(reward)) or alarm
         if call % 7 == 6:
@@ -116,11 +116,10 @@ def poison_figures(runs: int, first: int, *, cycle: float = 0.3) -> dict[str, An
                 guard = Guardrails(control="popular")
                 good = {"scale": scale, "random": random, "cycle": cycle}
                 start = int(random.integers(0, 20_000))
-                early = stop_after(guard, healthy, control, decisions=10_000, start=start, version=1, **good)
-                assert run < 0 or early is not None
-                if early[0]:
+                early = {"decisions": 6_000, "start": start, "version": 1, "propensities": False}
+                if stop_after(guard, healthy, control, **early, **good)[1]:
                     guard.reset()
-                at, alarm = stop_after(guard, pool, control, decisions=3_000, start=start + 10_000, version=2, **good)
+                at, alarm = stop_after(guard, pool, control, decisions=3_000, start=start + 6_000, version=2, **good)
                 took.append(at or np.inf)
                 if alarm:
                     rules[alarm.rule] = rules.get(alarm.rule, 0) + 1
@@ -130,7 +129,7 @@ def poison_figures(runs: int, first: int, *, cycle: float = 0.3) -> dict[str, An
                 "rules": rules,
                 **{f"p{q}": _finite(np.quantile(took, q / 100, method="inverted_cdf")) for q in (50, 95, 100)},
             }
-        alarms, healthy_decisions = 0, 50_000
+        alarms, healthy_decisions = 0, 20_000
         for run in range(runs):
             guard, random, done = Guardrails(control="popular"), np.random.default_rng([first, number, 99, run]), 0
             while done < healthy_decisions:
@@ -202,7 +201,7 @@ def explore(kind: str, seed: int, *, decisions: int, batch: int) -> dict[str, An
     return {"worst": float(ratio[100:].min()), "total": float(ratio[-1]), "final": float(final / usual), "half": half}
 
 
-def exploration_figures(runs: int, first: int, *, decisions: int = 10_000, batch: int = 20) -> dict[str, Any]:
+def exploration_figures(runs: int, first: int, *, decisions: int = 8_000, batch: int = 50) -> dict[str, Any]:
     figures: dict[str, Any] = {"decisions": decisions, "batch": batch, "runs": runs, "loss": 0.05}
     for kind in ("conservative", "policy", "baseline"):
         found = [explore(kind, first + run, decisions=decisions, batch=batch) for run in range(runs)]
@@ -223,6 +222,60 @@ def exploration_figures(runs: int, first: int, *, decisions: int = 10_000, batch
 
 def _median(found: list[int | None]) -> int | None:
     return _finite(np.quantile([np.inf if at is None else at for at in found], 0.5, method="inverted_cdf"))
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def section(f: dict[str, Any]) -> str:
+    """Its part of docs/benchmarks.md."""
+    rates = f["poison"]["rates"]
+    lines = [
+        "## Safety\n",
+        _POISON.format(runs=f["runs"]),
+        "| usually earns | the bad version | earns of that | caught within 500 | decisions, median | 95 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rate, found in rates.items():
+        for how, p in found["poison"].items():
+            took = [f"{p[key]:,}" if p[key] else "not within 3,000" for key in ("p50", "p95")]
+            cells = [f"{float(rate):.0%}", how, f"{p['earns']:.0%}", f"{p['within_500']:.1%}", *took]
+            lines.append(f"| {' | '.join(cells)} |")
+    healthy = "; ".join(
+        f"{found['false_alarms']} in {found['healthy_decisions']:,} decisions at {float(rate):.0%}"
+        for rate, found in rates.items()
+    )
+    before = "; ".join(f"{how}: {rule}" for how, rule in f["poison"]["before_serving"].items())
+    e = f["exploration"]
+    lines += [
+        "",
+        f"False alarms of a healthy policy: {healthy}. Refused before a single decision: {before}.\n",
+        _EXPLORATION.format(**e),
+        "| who decides | ≥ 95 % at every time | worst run | learned policy beats the baseline | its value"
+        " | earned in all | half of the traffic after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    names = {"conservative": "conservative", "policy": "the policy from the start", "baseline": "the baseline for ever"}
+    for kind, name in names.items():
+        c = e[kind]
+        after = f"{c['half_the_traffic_after']:,}" if c["half_the_traffic_after"] is not None else "never"
+        cells = [name, f"{c['kept_95']:.1%}", f"{c['worst']:.3f}", f"{c['final_beats_baseline']:.1%}"]
+        lines.append(
+            f"| {' | '.join(cells)} | {c['final_to_baseline']:.3f} | {c['total_to_baseline']:.3f} | {after} decisions |"
+        )
+    return "\n".join([*lines, ""])
+
+
+_POISON = """\
+{runs} runs each: a version that was learned well serves, then a bad one, with a daily cycle of ± 30 % in the clicks and
+a control arm beside it with a seventh as much traffic (`benchmarks/safety.py`). To reach: taken back within 5 s or 500
+decisions.
+"""
+_EXPLORATION = """\
+{runs} runs of {decisions:,} decisions, the budget moved every {batch}: the expected reward of what was shown against
+what the baseline would have earned, at every time after the first 100 decisions. To reach: ≥ 95 % in ≥ 95 % of the
+runs, while the learned policy beats the baseline in ≥ 90 %.
+"""
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ _DROPS = (0.1, 0.3)  # shares of its usual reward that a bad policy may have lef
 _BETS = (-0.9, -0.2, 0.02, 0.1, 0.5)  # on Σ 1/p: negative ones as a share of the largest that cannot go broke
 _RICH = 1e300
 _BLOCK = 20  # decisions at least from which the usual reward is taken
-_SOON = 150  # decisions
+_SOON = 150  # decisions without any reward that are to be enough for an alarm where rewards are frequent
+_NO_NORM = 1e-9
 _SMALL_NORM = 1.0  # an array whose entries' root mean square is below this × `norm_ratio` is never too large
 
 
@@ -75,7 +76,7 @@ class Guardrails:
         self._trusted, self._norm_ratio = trusted, norm_ratio
         self._tolerance, self._exponent = tolerance, min(_lundberg(theta, tolerance) for theta in _DROPS)
         down = floor / (1 - floor)  # 1/p is at most n / floor, so this bet against the rest cannot go broke
-        self._bets = np.array([bet * down if bet < 0 else bet for bet in _BETS])
+        self._bets = [bet * down if bet < 0 else bet for bet in _BETS]
         self._norms: dict[str, float] = {}  # log of the root mean square, averaged over versions
         self._versions_checked = 0
         self._own = _Average(memory)
@@ -90,7 +91,7 @@ class Guardrails:
         """Forgets suspicion, keeps what is usual: after a rollback, or when the arm is released."""
         self._suspicion = [0.0] * len(_DROPS)  # log-wealth of the reward rule
         self._pending = (0.0, 0.0)  # decisions and reward that are not yet part of what is usual
-        self._wealth = np.ones(len(_BETS))
+        self._wealth = [1.0] * len(_BETS)
         self._begins = [
             (version, begin) for version, begin in self._begins if begin + self._trusted <= self._good_until
         ]
@@ -124,18 +125,19 @@ class Guardrails:
     def decided(self, version: int, *, expected: float, observed: float) -> Alarm | None:
         """Some decisions of the arm: `expected` Σ candidates, `observed` Σ 1/p of each slate's first position.
 
-        E[1/p] is the number of candidates if p is the chance that the item was drawn with. One update a call: the
-        fewer decisions a call, the quicker.
+        E[1/p] is the number of candidates if p is the chance that the item was drawn with. One update a call: call it
+        for each decision, which is five times as quick as for five at a time.
         """
         if not (math.isfinite(expected) and math.isfinite(observed)):
             return Alarm("calibration", f"version {version} logs propensities that are not above 0")
         if expected <= 0:
             return None
-        factor = np.maximum(1 + self._bets * (observed / expected - 1), 0.0)
-        self._wealth = np.minimum(np.maximum(self._wealth, 1.0) * factor, _RICH)
-        if self._wealth.mean() < self._every:
+        excess = observed / expected - 1
+        for i, bet in enumerate(self._bets):
+            self._wealth[i] = min(max(self._wealth[i], 1.0) * max(1 + bet * excess, 0.0), _RICH)
+        if sum(self._wealth) / len(self._bets) < self._every:
             return None
-        side = "too small" if self._bets[self._wealth.argmax()] > 0 else "too large"
+        side = "too small" if self._bets[self._wealth.index(max(self._wealth))] > 0 else "too large"
         return Alarm("calibration", f"the propensities that version {version} logs are {side}")
 
     # -- rewards ------------------------------------------------------------------------------------------------------
@@ -192,9 +194,9 @@ class Guardrails:
         """Log-wealth at which there is one false alarm in `decisions_per_false_alarm`, or a dead policy is caught soon.
 
         A CUSUM whose steps drift by -D a decision comes back from its excursions after about exp(w h) / D decisions
-        (Siegmund 1985, chapter II; w is Lundberg's exponent, 1 without tolerance). Where rewards are so frequent that
-        `_SOON` decisions without any would raise it further, so much more certainty is asked for. `rate` is the usual
-        reward in units of its spread; benchmarks/safety.py counts.
+        (Siegmund 1985, chapter II; w is Lundberg's exponent, 1 without tolerance). Where rewards are frequent a higher
+        one is reached soon enough, and asked for. `rate` is the usual reward in units of its spread. How often healthy
+        policies alarm is counted in benchmarks/safety.py.
         """
         drift = rate * max(-math.log(theta) - (1 - theta) for theta in _DROPS)
         certain = math.log(max(self._every * drift * len(_DROPS), 1.0)) / self._exponent
@@ -238,7 +240,7 @@ class Guardrails:
             "begins": np.array(self._begins, np.float64).reshape(-1, 2),
             "suspicion": np.array(self._suspicion),
             "pending": np.array(self._pending),
-            "wealth": self._wealth.copy(),
+            "wealth": np.array(self._wealth),
         }
 
     def restore(self, arrays: Arrays) -> None:
@@ -259,7 +261,7 @@ class Guardrails:
         self._begins = [(int(version), float(begin)) for version, begin in begins.tolist()]
         self._suspicion = arrays["suspicion"].tolist()
         self._pending = (float(arrays["pending"][0]), float(arrays["pending"][1]))
-        self._wealth = arrays["wealth"].copy()
+        self._wealth = arrays["wealth"].tolist()
         self._norms = {name[5:]: float(array[0]) for name, array in arrays.items() if name.startswith("norm.")}
 
 
@@ -288,6 +290,7 @@ def _lundberg(theta: float, tolerance: float) -> float:
 
 
 def _log_norm(array: F64) -> float:
-    """log of the root mean square of the entries."""
-    mean_square = float(np.square(array, dtype=np.float64).mean())
-    return 0.5 * math.log(mean_square) if mean_square > 0 else -math.inf
+    """log of the root mean square of the entries, at least that of `_NO_NORM`."""
+    largest = max(float(np.abs(array).max()), _NO_NORM)
+    scaled = float(np.square(array / largest, dtype=np.float64).mean())  # squares of what is huge would overflow
+    return max(math.log(largest) + 0.5 * math.log(max(scaled, 1e-300)), math.log(_NO_NORM))

@@ -143,6 +143,16 @@ def test_versions_of_a_learning_policy_pass_and_a_blown_up_one_does_not() -> Non
         assert guard.check_arrays(arrays, meta) is None  # what was refused did not become usual
 
 
+def test_arrays_that_begin_as_zeros_are_watched_too() -> None:
+    guard = Guardrails()
+    for size in (0.0, 0.5, 1.0, 2.0):
+        assert guard.check_arrays({"w": np.full(4, size)}, {}) is None
+    for size in (50.0, 1e300):
+        alarm = guard.check_arrays({"w": np.full(4, size)}, {})
+        assert alarm is not None and alarm.rule == "norm"
+    assert guard.check_arrays({"w": np.full(4, 3.0), "new": np.full(2, 1e6)}, {}) is None  # nothing to hold it against
+
+
 def test_numbers_that_are_none() -> None:
     guard = Guardrails()
     for bad in (np.nan, np.inf):
