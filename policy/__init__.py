@@ -11,5 +11,6 @@ ridge            that regression, Bayesian and moved on by every example
 fading           what it forgets: discounting, and after a change (page_hinkley)
 neural_linear    the same over features that a small network learns (trunk, trunk_training, memory)
 behaviour        popularity and co-occurrence of items (pairs, keys)
+conservative     learning beside a baseline that never costs more than a stated share of it
 snapshot         policies as bytes
 """
