@@ -1,6 +1,6 @@
 """A policy fitted from a log without propensities, on its first day: beside bestsellers, and beside a cold start.
 
-    python benchmarks/warm_start.py [--seeds 10] [--slates 120] [--policy neural_linear] [--cold]
+    python benchmarks/warm_start.py [--seeds 10] [--slates 80] [--policy neural_linear] [--cold]
 
 A small simulated shop has a week behind it in which nobody was shown a slate. Its log warms a policy; then the shop
 opens to slates, half of the users with the policy and half with what is popular, and both know the log: histories,
@@ -46,7 +46,7 @@ ARMS = ("warm", "popular", "cold")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--slates", type=int, default=120, help="the first so many of each arm count")
+    parser.add_argument("--slates", type=int, default=80, help="the first so many of each arm count")
     parser.add_argument("--events", type=int, default=2_000, help="of the log")
     parser.add_argument("--policy", default="neural_linear")
     parser.add_argument(
@@ -123,8 +123,11 @@ def first_slates(settings: Settings, seed: int, events: int, *, slates: int, mod
     loop = _Watched(settings, world, text_vectors(settings, world.catalogue), models=models)
     loop.replay(log[:events])
     at = START_MS + DAYS * DAY_MS
-    loop.run(events=12 * slates, start_ms=at, span_ms=DAYS * DAY_MS)
-    return {arm: float(np.mean(worth[:slates])) for arm, worth in loop.worth.items() if len(worth) >= slates}
+    loop.run(events=20 * slates, start_ms=at, span_ms=DAYS * DAY_MS)
+    few = {arm: len(worth) for arm, worth in loop.worth.items() if len(worth) < slates}
+    if few:
+        raise SystemExit(f"seed {seed}: only {few} slates were seen: run it with fewer --slates")
+    return {arm: float(np.mean(worth[:slates])) for arm, worth in loop.worth.items()}
 
 
 class _Watched(Loop):
