@@ -116,6 +116,23 @@ def test_a_shop_that_shows_one_slate_in_ten_and_four_places_of_ten_teaches_nothi
     assert taught == {(c.recommendation_id, p) for c in shown for p in range(4)}
 
 
+def test_a_crawler_keeps_his_state_and_teaches_nothing_until_he_slows_down(make):
+    log = Log(make(worker={"busy_events": 5, "busy_within": "1m"}))
+    (first,) = log.write(event("view", item="toys-0"))
+    for i in range(1, 8):
+        log.write(event("view", item=f"toys-{i % 4}", at=T0 + i * 1_000))
+    log.write(event("click", item=ids(first)[0], recommendation_id=first["recommendation_id"], at=T0 + 9_000))
+    assert len(log.slates) == 9, "he gets his slates"
+    assert len(log.of(Behaviour)) == 5, "the sixth event had five within a minute before it"
+    assert [opened.busy for opened in log.of(Opened)] == [False] * 4 + [True] * 5
+    assert [outcome.busy for outcome in log.of(Outcome)] == [True]
+    assert (log.engine.counts["busy/event"], log.engine.counts["busy/decision"]) == (4, 5)
+    log.write(event("view", item="toys-0", at=T0 + 3 * MINUTE))
+    assert len(log.of(Behaviour)) == 6 and not log.of(Opened)[-1].busy
+    log.write(*(event("view", user=f"u{i}", item="toys-0", at=T0 + 3 * MINUTE) for i in range(9)))
+    assert len(log.of(Behaviour)) == 15, "many users are no crawler"
+
+
 # -- a record that fails ----------------------------------------------------------------------------------------------
 
 
