@@ -32,8 +32,16 @@ KEYS = {
 }  # fmt: skip
 
 
-def start(folder: Path, *, seconds: float, bootstrap: str | None = None) -> subprocess.Popen[str]:
-    code = DEMO.format(seconds=seconds, bootstrap=bootstrap)
+PRESET = """
+from headrace.simulation import presets
+from headrace.simulation.demo import run_demo
+world = presets.small(presets.PRESETS["social"].world, items=200, users=150)
+run_demo(seconds={seconds}, rate=120, bootstrap={bootstrap!r}, as_json=True, preset="social", world=world)
+"""
+
+
+def start(folder: Path, *, seconds: float, bootstrap: str | None = None, code: str = DEMO) -> subprocess.Popen[str]:
+    code = code.format(seconds=seconds, bootstrap=bootstrap)
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -82,6 +90,17 @@ def test_a_short_demo_accounts_for_every_event(tmp_path: Path) -> None:
     assert "nothing is missing" in page and page.count("<svg") == 6
     assert "the first recommendation came" in said
     assert not list((tmp_path / ".headrace" / "demo").iterdir())  # nothing is left behind
+
+
+def test_a_preset_is_another_kind_of_shop(tmp_path: Path, bootstrap: str) -> None:
+    """A feed of posts: what earns are likes, and every event is accounted for as in the shop."""
+    out, said = start(tmp_path, seconds=6, bootstrap=bootstrap, code=PRESET).communicate(timeout=240)
+    lines = out.splitlines()
+    assert len(lines) == 1, (out, said)
+    s: dict[str, Any] = json.loads(lines[0])
+    assert s["events_sent"] == s["events_applied"] + s["duplicates"] + s["dead_letters"] > 6 * 120
+    assert s["recommendations"] > 100 and s["policy_versions"] > 3
+    assert s["arms"]["oracle"]["reward_per_decision"] > s["arms"]["random"]["reward_per_decision"] >= 0
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path: Path, bootstrap: str, wait_for: Any) -> None:
