@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.policy.evaluation.evaluation import MIN_ESS, Evaluation, Logged, Refused, evaluate
 from headrace.streams import evaluate_log, evaluate_records, evaluate_rows
 from headrace.streams.errors import HeadraceError, SettingsError
+from headrace.streams.evaluate_log import Take
 from headrace.streams.evaluate_report import as_json, as_lines
 from headrace.streams.records import Transitions
 from headrace.streams.settings import Settings
+
+_ONLY_A_RANGE = "--save writes records of a topic range; this log is a file already"
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,23 @@ def run(settings: Settings, asked: Question) -> None:
         raise SettingsError(f"--plot {asked.plot}: name the file .png, .svg or .pdf")
     notes: list[str] = []
     if wanted is not None or evaluate_log.is_records(path):
-        messages = evaluate_log.from_topic(settings, wanted) if wanted else evaluate_log.from_file(path)
+        if asked.mapping is not None:
+            raise SettingsError("--mapping is for foreign files: these are our own records")
+
+        def source(take: Take) -> None:
+            evaluate_log.from_topic(settings, wanted, take) if wanted else evaluate_log.from_file(path, take)
+
         if asked.save is not None:
-            messages = list(messages)
-            evaluate_log.save(messages, asked.save)
+            if wanted is None:
+                raise SettingsError(_ONLY_A_RANGE)
+            count = _saved(source, asked.save)
             if asked.target is None:
-                print(f"{asked.save}: {len(messages):,} records")
+                print(f"{asked.save}: {count:,} records")
                 return
-        try:
-            log, notes = _own(settings, asked, messages)
-        except Refused as reason:
-            raise HeadraceError(f"no estimate: {reason}") from None
+        log, notes = _own(settings, asked, source)
     else:
         if asked.save is not None:
-            raise SettingsError("--save writes records of a topic range; this log is a file already")
+            raise SettingsError(_ONLY_A_RANGE)
         if asked.arm is not None:
             raise SettingsError("--arm is for our own records; leave rows of this log out with skip in the mapping")
         log = evaluate_rows.logged(
@@ -69,21 +75,34 @@ def run(settings: Settings, asked: Question) -> None:
     _tell(asked, _judged(asked, log), notes)
 
 
-def _own(settings: Settings, asked: Question, messages: Iterable[Transitions]) -> tuple[Logged, list[str]]:
+def _saved(source: Callable[[Take], None], path: Path) -> int:
+    """The number of records written."""
+    count = 0
+    with evaluate_log.saving(path) as write:
+
+        def take(message: Transitions) -> None:
+            nonlocal count
+            write(message)
+            count += 1
+
+        source(take)
+    return count
+
+
+def _own(settings: Settings, asked: Question, source: Callable[[Take], None]) -> tuple[Logged, list[str]]:
     """Our own records, and what is to be said about them."""
-    if asked.mapping is not None:
-        raise SettingsError("--mapping is for foreign files: these are our own records")
-    found = evaluate_records.read(messages, settings, arm=asked.arm)
+    found = evaluate_records.Decisions(settings, arm=asked.arm)
+    source(found.read)
     if asked.arm is not None and asked.arm not in found.arms:
         raise SettingsError(f"--arm {asked.arm}: the log holds {', '.join(found.arms) or 'no decision'}")
     decisions = found.judged()
     if not decisions:
-        raise Refused(f"no decision of {sum(found.arms.values()):,} was shown")
+        raise HeadraceError(f"no estimate: no decision of {sum(found.arms.values()):,} was shown")
     target, notes = asked.target or "", list[str]()
     if target in ("uniform", "random"):
         log = evaluate_records.uniform(decisions, settings, dim=found.dim)
     else:
-        full = evaluate_records.whole(decisions)
+        full = _whole(decisions)
         log = evaluate_records.under(evaluate_log.policy(settings, target, dim=found.dim), full)
         notes.append(f"{len(full):,} of {len(decisions):,} decisions were logged with all candidates: those are judged")
     if found.left_out:
@@ -92,6 +111,13 @@ def _own(settings: Settings, asked: Question, messages: Iterable[Transitions]) -
     if still_open:
         notes.append(f"{still_open:,} of {len(decisions):,} decisions are still open: their rewards may grow")
     return log, notes
+
+
+def _whole(decisions: list[evaluate_records.Decision]) -> list[evaluate_records.Decision]:
+    try:
+        return evaluate_records.whole(decisions)
+    except Refused as reason:
+        raise HeadraceError(f"no estimate: {reason}") from None
 
 
 def _judged(asked: Question, log: Logged) -> Evaluation:

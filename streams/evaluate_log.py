@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from headrace.streams.settings import Settings
 from headrace.streams.versions import arrays_of, make_policy
 
 _RANGE = re.compile(r"transitions(?:@(\d*):(\d*))?")
+Take = Callable[[Transitions], Any]
 _decode_line = msgspec.json.Decoder(Transitions).decode
 
 
@@ -52,20 +54,21 @@ def topic_range(log: str) -> Range | None:
     return Range(first or 0, end)
 
 
-def from_topic(settings: Settings, wanted: Range) -> list[Transitions]:
-    """What is committed there now. Raises HeadraceError where the range holds nothing."""
-    found: list[Transitions] = []
+def from_topic(settings: Settings, wanted: Range, take: Take) -> None:
+    """Hands over what is committed there now. Raises HeadraceError where the range holds nothing."""
+    count = 0
 
-    def take(message: kafka.Message) -> None:
+    def on_message(message: kafka.Message) -> None:
+        nonlocal count
         inside = message.offset() >= wanted.first and (wanted.end is None or message.offset() < wanted.end)
         if inside and message.key() != kafka.FENCE_KEY:
-            found.append(decode_transitions(message.value() or b""))
+            take(decode_transitions(message.value() or b""))
+            count += 1
 
     topic = settings.topic("transitions")
-    ends = kafka.read_to_end(settings, topic, take, partition=0)
-    if not found:
+    ends = kafka.read_to_end(settings, topic, on_message, partition=0)
+    if not count:
         raise HeadraceError(f"{topic} holds no record in that range; it ends at offset {ends[0]}")
-    return found
 
 
 def is_records(path: Path) -> bool:
@@ -79,27 +82,31 @@ def is_records(path: Path) -> bool:
         raise HeadraceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def from_file(path: Path) -> Iterator[Transitions]:
-    """Raises HeadraceError for a line that is no record, and names it."""
+def from_file(path: Path, take: Take) -> None:
+    """Hands over every record. Raises HeadraceError for a line that is none, and names it."""
     with _open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield _decode_line(line)
+                    message = _decode_line(line)
                 except msgspec.DecodeError as error:
                     raise HeadraceError(
                         f"{path}: line {number:,} is no record of transitions ({error}); write the file with --save"
                     ) from None
+                take(message)
 
 
-def save(messages: list[Transitions], path: Path) -> None:
-    """Raises SettingsError for a name that would not be read again, HeadraceError where the file cannot be written."""
+@contextmanager
+def saving(path: Path) -> Iterator[Take]:
+    """What is handed over while the block runs is written to `path`.
+
+    Raises SettingsError for a name that would not be read again, HeadraceError where the file cannot be written.
+    """
     if not re.search(r"\.jsonl(\.gz)?$", path.name.lower()):
         raise SettingsError(f"--save {path}: name the file .jsonl or .jsonl.gz")
     try:
         with _open(path, "wb") as file:
-            for message in messages:
-                file.write(msgspec.json.encode(message) + b"\n")
+            yield lambda message: file.write(msgspec.json.encode(message) + b"\n")
     except OSError as error:
         raise HeadraceError(f"{path}: cannot be written: {error.strerror or error}") from None
 

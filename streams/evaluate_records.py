@@ -1,7 +1,8 @@
 """Our own log for `headrace evaluate`: records of `transitions` become decisions with their rewards.
 
 A decision counts as learning counts it: it was shown (an impression, an outcome, or its end says so), in the shop's own
-order, to a user who is no crawler. Its reward is what is known at the end of what was read, returns included.
+order, to a user who is no crawler. Its reward is what is known at the end of what was read, returns included. Rewards
+of several versions are never mixed: those of the latest are judged.
 
 Under the uniform target every decision can be asked; under a policy those whose whole candidate table was logged
 (`decisions.full_share`): they are re-scored exactly, by `Policy.distributions`.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,7 @@ class Decision:
     rewards: dict[int, float] = field(default_factory=dict)
     heard: set[str] = field(default_factory=set)
     closed: bool = False
+    version: str = ""  # of its rewards; empty where it has none
 
     @property
     def size(self) -> int:
@@ -61,6 +63,7 @@ class Decisions:
         self._found: dict[str, Decision] = {}
         self._of_user: dict[str, list[str]] = {}
         self._gone: set[str] = set()
+        self._version = ""
         self._contexts = ContextEncoder(settings).size
         self.arms: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -115,6 +118,7 @@ class Decisions:
         if decision is None or record.outcome_id in decision.heard:
             return
         decision.heard.add(record.outcome_id)
+        decision.version = self._version = record.reward_version
         for position in record.positions:
             if not 0 <= position < decision.size or (decision.closed and position not in decision.shown):
                 continue
@@ -130,6 +134,7 @@ class Decisions:
             self._drop(record.recommendation_id, record.closed_as)
             return
         decision.closed = True
+        decision.version = self._version = record.reward_version
         decision.shown = {p for p in record.shown if 0 <= p < decision.size}
         decision.rewards = dict(zip(record.shown, record.rewards, strict=True))
 
@@ -141,22 +146,19 @@ class Decisions:
     def judged(self) -> list[Decision]:
         """Those that were shown, in the order they were opened."""
         shown = [d for d in self._found.values() if d.shown]
-        waiting = len(self._found) - len(shown)
-        if waiting:
-            self.left_out["not seen yet"] = waiting
-        return shown
+        judged = [d for d in shown if d.version in ("", self._version)]
+        for why, count in (
+            ("not seen yet", len(self._found) - len(shown)),
+            (f"with rewards of a version before {self._version}", len(shown) - len(judged)),
+        ):
+            if count:
+                self.left_out[why] = count
+        return judged
 
     @property
     def dim(self) -> int:
         """d of states and items; 0 where no decision was logged whole."""
         return next((len(d.opened.state) // 4 for d in self._found.values() if d.opened is not None), 0)
-
-
-def read(messages: Iterable[Transitions], settings: Settings, *, arm: str | None = None) -> Decisions:
-    found = Decisions(settings, arm=arm)
-    for message in messages:
-        found.read(message)
-    return found
 
 
 # -- into arrays ------------------------------------------------------------------------------------------------------

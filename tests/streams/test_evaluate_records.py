@@ -14,6 +14,7 @@ from headrace.policy.snapshot import pack
 from headrace.streams import cli, evaluate_log, evaluate_records, logs, start
 from headrace.streams.engine import Engine
 from headrace.streams.errors import HeadraceError, SettingsError
+from headrace.streams.evaluate_records import Decisions
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
 from headrace.streams.records import Closed, Erased, Opened, Transitions
@@ -23,6 +24,25 @@ from tests.engine import ITEMS, PLACEMENTS, T0, Log, event
 from tests.factories import make_closed, make_impression, make_opened, make_outcome, make_transitions
 
 ARMS = ("lints", "neural_linear", "popular", "random")
+
+
+def read(messages, settings, *, arm=None) -> Decisions:
+    found = Decisions(settings, arm=arm)
+    for message in messages:
+        found.read(message)
+    return found
+
+
+def save(messages, path) -> None:
+    with evaluate_log.saving(path) as write:
+        for message in messages:
+            write(message)
+
+
+def read_file(path) -> list[Transitions]:
+    found = []
+    evaluate_log.from_file(path, found.append)
+    return found
 
 
 def make_settings(**sections) -> Settings:
@@ -68,14 +88,14 @@ def messages(shared, learned):
 def test_what_the_worker_logged_is_scored_again_with_the_same_propensities(messages, learned):
     settings = make_settings()
     for arm in ARMS:
-        full = evaluate_records.whole(evaluate_records.read(messages, settings, arm=arm).judged())
+        full = evaluate_records.whole(read(messages, settings, arm=arm).judged())
         log = evaluate_records.under(learned[arm], full)
         assert len(full) > 10
         assert log.target == pytest.approx(log.propensities, abs=1e-9), arm
 
 
 def test_any_policy_can_be_asked(messages, learned, shared):
-    found = evaluate_records.read(messages, make_settings())
+    found = read(messages, make_settings())
     full = evaluate_records.whole(found.judged())
     for name in ("item_to_item", "linucb"):
         policy = make_policy(make_settings(), name, dim=shared.encoder.dim)
@@ -87,7 +107,7 @@ def test_any_policy_can_be_asked(messages, learned, shared):
 
 def test_the_mean_over_the_targets_choice_is_the_mean_of_the_features(messages, shared):
     """Under the uniform target: the plain mean over the candidates left, and an item's own features where it stood."""
-    found = evaluate_records.read(messages, make_settings())
+    found = read(messages, make_settings())
     full = evaluate_records.whole(found.judged())[:3]
     policy = make_policy(make_settings(), "random", dim=shared.encoder.dim)
     chosen, x, expected = evaluate_records._rescored(full, policy, 10)
@@ -127,7 +147,7 @@ def test_only_a_share_is_logged_whole_and_which_is_the_same_in_every_run(shared)
 
 
 def judged(*records, **decisions):
-    found = evaluate_records.read([make_transitions(*records)], Settings(decisions=decisions))
+    found = read([make_transitions(*records)], Settings(decisions=decisions))
     return found.judged(), dict(found.left_out)
 
 
@@ -160,6 +180,14 @@ def test_the_end_settles_it_and_a_return_still_counts():
     ]
     ((decision,), _) = judged(*records)
     assert (decision.shown, decision.rewards, decision.closed) == ({0, 1}, {0: 0.0, 1: 0.0}, True)
+
+
+def test_rewards_of_two_versions_are_never_mixed():
+    opened = [make_opened(f"r-{n}", user=f"u{n}") for n in range(3)]
+    told = [make_outcome("r-0", reward_version="r1"), make_outcome("r-1", reward_version="r2", reward=2.0)]
+    decisions, left_out = judged(*opened, *told, assume_shown=True)
+    assert [d.rewards for d in decisions] == [{0: 2.0}, {}], "what earned nothing has no version"
+    assert left_out == {"with rewards of a version before r2": 1}
 
 
 def test_crawlers_are_left_out_and_repeated_records_change_nothing():
@@ -202,9 +230,9 @@ CONFIG = '[placements.home]\nk = 3\n\n[policy]\nname = "lints"\n'
 
 @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
 def test_a_file_of_records_says_the_same_as_the_records(headrace, messages, tmp_path, name):
-    evaluate_log.save(messages, tmp_path / name)
+    save(messages, tmp_path / name)
     assert evaluate_log.is_records(tmp_path / name)
-    assert list(evaluate_log.from_file(tmp_path / name)) == messages
+    assert read_file(tmp_path / name) == messages
     (tmp_path / "headrace.toml").write_text(CONFIG)
     code, out, err = headrace(name, "--target", "uniform", "--min-ess", 10, "--json")
     assert (code, err) == (0, "")
@@ -219,7 +247,7 @@ def test_a_file_of_records_says_the_same_as_the_records(headrace, messages, tmp_
 
 
 def test_a_snapshot_is_a_target_as_a_file_and_as_a_trained_folder(headrace, messages, learned, tmp_path):
-    evaluate_log.save(messages, tmp_path / "log.jsonl")
+    save(messages, tmp_path / "log.jsonl")
     (tmp_path / "headrace.toml").write_text(CONFIG)
     (tmp_path / "lints.safetensors").write_bytes(pack(*learned["lints"].snapshot())[0])
     start.write(tmp_path / "trained", learned["lints"])
@@ -234,7 +262,7 @@ def test_a_snapshot_is_a_target_as_a_file_and_as_a_trained_folder(headrace, mess
 
 
 def test_what_is_no_policy_is_said_in_one_line(headrace, messages, tmp_path):
-    evaluate_log.save(messages, tmp_path / "log.jsonl")
+    save(messages, tmp_path / "log.jsonl")
     (tmp_path / "headrace.toml").write_text(CONFIG)
     code, _, err = headrace("log.jsonl", "--target", "lin_ucb")
     assert code == 2 and "--target lin_ucb: neither uniform, one of random" in err
@@ -249,12 +277,12 @@ def test_what_is_no_policy_is_said_in_one_line(headrace, messages, tmp_path):
 
 def test_a_line_that_is_no_record_is_named(tmp_path):
     path = tmp_path / "log.jsonl"
-    evaluate_log.save([make_transitions(make_opened())], path)
+    save([make_transitions(make_opened())], path)
     path.write_bytes(path.read_bytes() + b'["x"]\n')
     with pytest.raises(HeadraceError, match="line 2 is no record of transitions"):
-        list(evaluate_log.from_file(path))
+        read_file(path)
     with pytest.raises(SettingsError, match=r"name the file \.jsonl or \.jsonl\.gz"):
-        evaluate_log.save([], tmp_path / "log.csv")
+        save([], tmp_path / "log.csv")
 
 
 @pytest.mark.parametrize(
