@@ -90,6 +90,7 @@ class Log:
             values = [row[name] for row in rows]
             columns += [[float(v == word) for v in values] for word in sorted(set(values))[1:]]
         self.context = np.array(columns).T
+        self.users = np.arange(len(rows))  # a row drawn twice stays in one fold
 
     def frequencies(self, n_actions: int) -> np.ndarray:
         """(A, 3): how often each action was chosen at each position, the marginal policy of this log."""
@@ -109,14 +110,14 @@ def both_ways(campaign: str) -> list[tuple[str, Log, np.ndarray, float]]:
 
 
 def own_model(log: Log, n_actions: int, *, logistic: bool = False) -> np.ndarray:
-    """q̂ (N, A): item, position and user features, cross-fitted (rows are their own users)."""
+    """q̂ (N, A): item, position and user features, cross-fitted."""
     n, size = len(log.action), n_actions + POSITIONS + log.context.shape[1] + 1
     x = np.zeros((n, size))
     x[np.arange(n), log.action] = 1
     x[np.arange(n), n_actions + log.position] = 1
     x[:, n_actions + POSITIONS : -1] = log.context
     x[:, -1] = 1
-    fold = folds(np.arange(n))
+    fold = folds(log.users)
     model = fit(x, log.reward, fold, logistic=logistic)
     beta = model.coefficients[fold]
     besides = (x[:, n_actions:] * beta[:, n_actions:]).sum(axis=1, keepdims=True)

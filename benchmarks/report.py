@@ -157,6 +157,7 @@ SECTIONS = {
     "policy_speed": policy_speed,
     "exactness": _written_by("exactness"),
     "drift": _written_by("drift"),
+    "evaluation": _written_by("evaluation"),
 }
 
 _STANDARD = """\
