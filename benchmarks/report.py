@@ -158,6 +158,7 @@ SECTIONS = {
     "exactness": _written_by("exactness"),
     "drift": _written_by("drift"),
     "evaluation": _written_by("evaluation"),
+    "environment": _written_by("environment"),
 }
 
 _STANDARD = """\
