@@ -148,7 +148,7 @@ class Popularity:
         return given
 
     def restore(self, shard: int, arrays: Arrays, meta: Meta, *, changed: bool = False) -> None:
-        """Replaces one shard; `changed` where it is still to be given out. Raises ValueError where it was cut otherwise."""
+        """Replaces one shard; `changed`: it is still to be given out. Raises ValueError where it was cut otherwise."""
         self._shards.check(shard, meta)
         old = np.flatnonzero(self._shards.of(self._index.keys) == shard)
         self._counts[old], self._times[old] = 0, 0
@@ -265,7 +265,7 @@ class CoOccurrence:
         return given
 
     def restore(self, shard: int, arrays: Arrays, meta: Meta, *, changed: bool = False) -> None:
-        """Replaces one shard; `changed` where it is still to be given out. Raises ValueError where it was cut otherwise."""
+        """Replaces one shard; `changed`: it is still to be given out. Raises ValueError where it was cut otherwise."""
         self._shards.check(shard, meta)
         if meta.get("cap") != self._cap:
             raise ValueError(f"the shard holds up to {meta.get('cap')} neighbours an item, this model {self._cap}")
