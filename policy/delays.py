@@ -13,6 +13,8 @@ Ktena et al. 2019 (arXiv 1907.06558), section 4.2.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 
 from headrace.policy.base import F64, I64
@@ -21,6 +23,7 @@ EDGES_MS: I64 = np.round(1000 * 2.0 ** (np.arange(46) / 2)).astype(np.int64)
 """Ends of the bins of age and delay: 1 s to 68 days, two a doubling. A stage is a number of ends passed, 0 to 46."""
 
 STAGES = len(EDGES_MS) + 1
+_EDGES: list[int] = EDGES_MS.tolist()
 LARGEST = 8.0  # of a multiplier: below an eighth of its rewards an example's noise would outweigh its news
 _LEAST_EXPOSED = 0.02  # share of the decisions that must be older than a bin for it to count
 
@@ -56,7 +59,7 @@ def multipliers(share: F64, *, largest: float = LARGEST) -> F64:
 
 def stage(age_ms: int) -> int:
     """How many ends an age has passed."""
-    return int(np.searchsorted(EDGES_MS, age_ms, side="right"))
+    return bisect_right(_EDGES, age_ms)
 
 
 def fake_negative_weights(p: F64) -> tuple[F64, F64]:

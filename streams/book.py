@@ -39,7 +39,7 @@ from headrace.streams.state import short_hash
 
 __all__ = ["Book", "Decision", "Lessons", "Widths"]
 _LARGEST_REWARD = 1e6  # of one position: beyond it the sums of a linear model lose the digits of all others
-_WORTH_TELLING = 0.02  # by so much of itself a multiplier must have moved to be told again
+_WORTH_TELLING = 0.05  # by so much of itself a multiplier must have moved to be told again
 _RANDOM = "random"  # the policy whose slates tell what a position is worth
 
 
@@ -134,11 +134,7 @@ class Book:
         placement = self._estimates.placement(record.placement)
         table = self._estimates.in_force(offset)
         theta = table.theta(placement) if table is not None and self._estimates.position_weights else None
-        decision = Decision(
-            record, table=table if self._estimates.outstanding else None, theta=theta, placement=placement
-        )
-        decision.random = record.policy == _RANDOM
-        return decision
+        return Decision(record, table=table if self._estimates.outstanding else None, theta=theta, placement=placement)
 
     def _expire(self) -> None:
         """The oldest record leaves the window, and its decision the book."""
@@ -181,23 +177,25 @@ class Book:
         if decision is None:
             lessons.unmatched += 1
             return
-        decision.heard = decision.heard or set()
         if record.outcome_id in decision.heard:
             return
-        decision.heard.add(record.outcome_id)
-        now = max(message.event_time, record.ts)
-        decision.stage = max(decision.stage, delays.stage(now - decision.ts))
+        decision.heard = (*decision.heard, record.outcome_id)
         before = len(lessons.positions)
+        impression = record.type == "impression"
+        now = max(message.event_time, record.ts)
+        if not impression and decision.table is not None:
+            decision.stage = max(decision.stage, delays.stage(now - decision.ts))
         for position in record.positions:
             if not 0 <= position < decision.size:
                 continue
             if decision.closed and not decision.learned >> position & 1:
                 continue  # a return after the end corrects what was learned, and teaches nothing new
-            if record.type == "impression":
+            if impression:
                 self._show(decision, position, lessons)
             else:
                 self._earn(decision, position, record, lessons)
-        self._age(decision, record.recommendation_id, message.partition, now, lessons)
+        if not impression:
+            self._age(decision, record.recommendation_id, message.partition, now, lessons)
         if len(lessons.positions) > before:
             lessons.sent_ms.append(record.sent_ms)
 
@@ -228,7 +226,7 @@ class Book:
             new = new._replace(worth=math.copysign(_LARGEST_REWARD, new.worth))
         decision.earned = decision.earned or {}
         earned = decision.earned.setdefault(position, [])
-        if decision.random and new.worth > 0 and self._estimates and not any(e.worth > 0 for e in earned):
+        if decision.policy == _RANDOM and new.worth > 0 and self._estimates and not any(e.worth > 0 for e in earned):
             self._estimates.count_rewarded(decision.placement, position, self._offset)
         earned.append(new)
 
@@ -237,7 +235,7 @@ class Book:
             self._count_shown(decision, position)
 
     def _count_shown(self, decision: Decision, position: int) -> None:
-        if decision.random and self._estimates is not None:
+        if decision.policy == _RANDOM and self._estimates is not None:
             self._estimates.count_shown(decision.placement, position, self._offset)
 
     def _tell(self, decision: Decision, position: int, lessons: Lessons) -> None:
@@ -278,7 +276,7 @@ class Book:
         """What an outcome that has come stands for: itself and those like it that are still to come."""
         if decision.closed or decision.table is None or earned.kind < 0:
             return 1.0
-        return float(decision.table.multipliers[earned.kind, decision.stage])
+        return decision.table.factors[earned.kind][decision.stage]
 
     def _age(self, decision: Decision, name: str, partition: int, now: int, lessons: Lessons) -> None:
         """Brings a decision's rewards up to its age, and says when to look again."""

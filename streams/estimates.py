@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ class Table:
     opened: int
     multipliers: F64  # (kinds, stages) of rewards that have come: see policy/delays.py
     examination: F64  # (placements, positions) θ: see policy/positions.py
+
+    @cached_property
+    def factors(self) -> list[list[float]]:
+        """`multipliers`, to be looked up one at a time."""
+        factors: list[list[float]] = self.multipliers.tolist()
+        return factors
 
     def theta(self, placement: int) -> F64 | None:
         """θ by position, None where nothing is known of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,7 +47,6 @@ class Decision:
         "placement",
         "policy",
         "propensities",
-        "random",
         "rewards",
         "scalars",
         "size",
@@ -63,7 +63,7 @@ class Decision:
         self, opened: Opened, *, table: Table | None = None, theta: F64 | None = None, placement: int = 0
     ) -> None:
         self.user_id = opened.user_id
-        self.arm, self.policy = opened.arm, opened.policy
+        self.arm, self.policy = sys.intern(opened.arm), sys.intern(opened.policy)
         self.version = opened.policy_version
         self.id = int.from_bytes(hashlib.blake2b(opened.recommendation_id.encode(), digest_size=8).digest(), "little")
         self.ts = opened.ts
@@ -76,12 +76,11 @@ class Decision:
         self.learned = 0  # bit p: position p is an example
         self.table, self.theta, self.placement = table, theta, placement  # by which it is learned
         self.stage = 0  # how many ends of delays.EDGES_MS its age has passed
-        # Most decisions earn nothing and are heard of once: these are made when they are needed.
+        # Most decisions earn nothing and are heard of once: these grow when they must.
         self.rewards: dict[int, float] | None = None  # by position, as told so far
         self.earned: dict[int, list[Earned]] | None = None  # by position: what its reward is made of
-        self.heard: set[str] | None = None  # outcome ids
+        self.heard: tuple[str, ...] = ()  # outcome ids
         self.closed = False
-        self.random = False  # its slate is
         self.maturing = False  # it is known when to look at its rewards again
         self.mixed = False  # its outcomes came under several reward versions
 
