@@ -84,7 +84,9 @@ def bootstrap(sums: ByUser, *, level: float = 0.95, draws: int = 1_000, seed: in
     rng = np.random.default_rng(seed)
     found = []
     for start in range(0, draws, size := max(1, _CHUNK // g)):
-        times = rng.multinomial(g, np.full(g, 1 / g), size=min(size, draws - start)).astype(np.float64)  # (R, G)
+        rows = min(size, draws - start)
+        drawn = rng.integers(0, g, (rows, g)) + g * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * g).reshape(rows, g).astype(np.float64)  # how often each
         total = times @ n
         m = times @ s / total[:, None]  # (R, E)
         # Σ c (S - m n)² = Σ c S² - 2 m Σ c S n + m² Σ c n²
