@@ -1,13 +1,14 @@
 """What the linear models see: φ(state, item, context, scalars) → x, one row a candidate.
 
-    x = [ √d · s ⊙ a | a | signals | context × chosen signals | context | context × a | place | 1 ]
+    x = [ √d · s ⊙ a | a | signals | context × chosen signals | context or context × a | place | 1 ]
 
 s is the state at length 1, a the item's vector. `s ⊙ a` lets a linear model learn in which directions a user's taste
 counts, `a` what is liked whoever looks. Signals are the scalars, the similarity s·a, and selected products of both.
 Each block of x has a squared length near 1, so that one ridge fits all; context, place and 1 move all candidates of a
 decision alike: they take that part of the reward's variance off the weights that rank. context × a, the outer product,
 is there on demand: with one-hot item vectors it gives every item weights of its own over the context, as the disjoint
-LinUCB has them (Li et al. 2010), and the other blocks make that the hybrid one.
+LinUCB has them (Li et al. 2010), and the other blocks make that the hybrid one. It stands instead of the context alone,
+which could only say what all items share, and would take part of what each has to learn.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class FeatureMap:
             "item": dim,
             "signals": self.signals,
             "context_signals": contexts * len(self._with_context),
-            "context": contexts,
+            "context": 0 if self.outer else contexts,
             "outer": contexts * dim if self.outer else 0,
             "place": 1,
             "one": 1,
@@ -117,7 +118,8 @@ class FeatureMap:
         if self.contexts:
             crossed = contexts[..., :, None] * signals[..., None, self._with_context]
             x[..., self.blocks["context_signals"]] = crossed.reshape(*crossed.shape[:-2], -1)
-            x[..., self.blocks["context"]] = contexts
+            if not self.outer:
+                x[..., self.blocks["context"]] = contexts
         if self.outer:
             outer = contexts[..., :, None] * items[..., None, :]
             x[..., self.blocks["outer"]] = outer.reshape(*outer.shape[:-2], -1)
@@ -175,7 +177,8 @@ class Prepared:
             crossed = weights[:, blocks["context_signals"]].reshape(m, f.contexts, -1).transpose(1, 0, 2)
             folded = by_row(self.contexts, crossed.reshape(f.contexts, -1))
             of_signals[:, :, f._with_context] += folded.reshape(len(folded), m, -1)
-            of_signals[..., -1] += by_row(self.contexts, np.ascontiguousarray(weights[:, blocks["context"]].T))
+            if not f.outer:
+                of_signals[..., -1] += by_row(self.contexts, np.ascontiguousarray(weights[:, blocks["context"]].T))
         scores = by_candidate(of_item, self._items)
         scores += by_candidate(of_signals, self._signals)
         return scores

@@ -203,9 +203,16 @@ class LinTS(Linear):
 
     name = "lints"
 
-    def __init__(self, *, alpha: float = 0.5, draws: int = 32, seed: int = 0, **linear: Any) -> None:
+    def __init__(
+        self, *, alpha: float = 0.5, draws: int = 32, optimistic: bool = False, seed: int = 0, **linear: Any
+    ) -> None:
+        """`optimistic`: a draw counts as θᵀx + |wᵀx - θᵀx|. That is the upper bound of a random width α|z|√(xᵀA⁻¹x),
+
+        z ~ N(0, 1) (RandUCB, Vaswani et al. 2020, arXiv 1910.04928, section 3, here with half a normal distribution):
+        what is not known yet is tried more often, as by LinUCB, and the decisions of one batch still differ.
+        """
         super().__init__(**linear)
-        self.alpha, self.draws, self.seed = alpha, draws, seed
+        self.alpha, self.draws, self.optimistic, self.seed = alpha, draws, optimistic, seed
 
     def _prepare_serving(self) -> Arrays:
         random = np.random.Generator(np.random.Philox(key=(self.seed, self.learned)))
@@ -221,5 +228,9 @@ class LinTS(Linear):
         for rows, prepared in self._features.chunks(query):
             projected = prepared.scores(weights)
             scores[rows] = projected[:, 0]
-            votes[rows] = projected[:, 1:]
+            if self.optimistic:
+                mean = projected[:, :1]
+                np.add(np.abs(projected[:, 1:] - mean), mean, out=votes[rows])
+            else:
+                votes[rows] = projected[:, 1:]
         return scores, Votes(votes, query.mask)

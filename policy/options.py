@@ -12,6 +12,7 @@ class Options:
     floor: float = 0.1  # share of every position that is spread evenly over the candidates left
     alpha: float = 0.5  # LinUCB's width; Thompson sampling's scale (neural_linear: times the noise that it estimates)
     draws: int = 32  # posterior draws that vote
+    optimistic: bool = False  # lints: a draw below the estimate counts as one as far above it
     ridge: float = 1.0  # the prior's precision
     seed: int = 0
     epsilon: float = 0.05  # epsilon_greedy: share spread evenly, on top of the floor

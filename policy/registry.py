@@ -56,7 +56,7 @@ def make(name: str, *, dim: int, scalars: Sequence[str] = SCALARS, contexts: int
         return SquareCB(gamma_scale=o.gamma_scale, gamma_exponent=o.gamma_exponent, **shape)
     if name == "linucb":
         return LinUCB(alpha=o.alpha, **shape)
-    return LinTS(alpha=o.alpha, draws=o.draws, seed=o.seed, **shape)
+    return LinTS(alpha=o.alpha, draws=o.draws, optimistic=o.optimistic, seed=o.seed, **shape)
 
 
 def _follower(name: str, o: Options, shape: dict[str, Any]) -> Policy:

@@ -179,6 +179,7 @@ class Policy(Section):
     floor: float = Field(0.1, gt=0, lt=1)  # share of each position spread evenly over its candidates
     alpha: float = Field(0.5, ge=0)  # LinUCB's width, Thompson sampling's scale
     draws: int = Field(32, ge=1, le=512)  # posterior draws that make the explicit distribution
+    optimistic: bool = False  # lints
     ridge: float = Field(1.0, gt=0)
     seed: int = 7
     epsilon: float = Field(0.05, ge=0, le=1)  # epsilon_greedy, on top of the floor

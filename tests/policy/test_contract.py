@@ -14,6 +14,7 @@ from headrace.policy.registry import POLICIES, make
 _POLICIES = {
     **{name: make(name, dim=12, contexts=0) for name in POLICIES},
     **{f"{name}, contexts": make(name, dim=12, contexts=3, alpha=0.2) for name in ("squarecb", "linucb", "lints")},
+    "lints, optimistic": make("lints", dim=12, contexts=3, alpha=0.2, optimistic=True),
     # So small that the trunk is trained and the memory overwritten several times within a check.
     "neural_linear, trained": NeuralLinear(
         dim=12, contexts=3, alpha=0.2, memory=200, first_training=100, train_every=150, steps=8

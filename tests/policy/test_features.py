@@ -62,6 +62,7 @@ def test_outer_gives_every_item_weights_of_its_own() -> None:
     states, context, no_scalars = np.zeros((1, 3), np.float32), np.array([[5, 7]], np.float32), np.zeros((3, 0))
     x = features.joint(states, context, np.eye(3, dtype=np.float32), no_scalars.astype(np.float32))
     outer = x[:, features.blocks["outer"]].reshape(3, 2, 3)
+    assert not x[:, features.blocks["context"]].size, "what all items share would take part of what each has to learn"
     for item in range(3):
         assert np.array_equal(outer[item, :, item], [5, 7])
         assert not np.delete(outer[item], item, axis=1).any()

@@ -116,3 +116,19 @@ def test_huge_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="reward is beyond"):
         policy.learn(examples)
     assert policy.learned == 0 and not policy.regression.moment.any()
+
+
+def test_an_optimistic_draw_is_as_far_above_the_estimate() -> None:
+    """Each vote goes to the largest θᵀx + |wᵀx - θᵀx|, worked out one candidate and one draw at a time."""
+    policy = LinTS(dim=6, scalars=("popularity",), alpha=0.5, draws=64, optimistic=True, floor=0.1)
+    policy.learn(make_examples(policy, n=80))
+    query = make_query(policy, rows=20, n=7)
+    pi = policy.distributions(query, np.where(query.mask, 1, 0).argmax(axis=1)[:, None])[0][:, 0]
+    weights = policy.serving()["weights"].astype(np.float64)
+    for row in range(20):
+        x = policy._features.joint(query.states[row], query.contexts[row], query.items[row], query.scalars[row], None)
+        mean, draws = x @ weights[0], x @ weights[1:].T
+        bounds = np.where(query.mask[row][:, None], mean[:, None] + np.abs(draws - mean[:, None]), -np.inf)
+        votes = np.bincount(bounds.argmax(axis=0), minlength=7) / 64
+        expected = 0.9 * votes + 0.1 * query.mask[row] / query.mask[row].sum()
+        assert np.allclose(pi[row], expected, atol=1e-9)
