@@ -199,15 +199,15 @@ def _said(found: tuple[float, float, float]) -> str:
 
 
 _SETTING = """\
-Five UCI sets as bandits (a row's features are the context, its class is the action that earns 1) and the simulated shop
-(one of twenty items is shown, a click earns 1): at most {rounds:,} rounds a set, decided and learned in batches of
-{batch}, {seeds} seeds that shuffle rows and classes. The loss is 1 less the mean of what the chosen actions are expected
-to earn, from the first round on. Every learner has six configurations (`benchmarks/bandit_learners.py`); for each set the
-best on two other seeds runs. All see the same features, scaled alike. In the shop vowpalwabbit gets our own feature
-vector of every action; learners that hold one model an action, as the others do, get the user's state and which items
-are of the user's kinds. Our policies run with a floor of .002. **{ours}** is the one of ours with the lowest loss on
-the tuning seeds, one for all sets. The best peer is the best on the reported seeds. Intervals are of paired differences by
-seed; µs are CPU time of deciding and learning.
+Five UCI sets as bandits (a row's features are the context, its class is the action that earns 1) and the simulated
+shop (one of twenty items is shown, a click earns 1): at most {rounds:,} rounds a set, decided and learned in batches
+of {batch}, {seeds} seeds that shuffle rows and classes. The loss is 1 less the mean of what the chosen actions are
+expected to earn, from the first round on. Every learner has six configurations (`benchmarks/bandit_learners.py`); for
+each set the best on two other seeds runs. All see the same features, scaled alike. In the shop vowpalwabbit gets our
+own feature vector of every action; learners that hold one model an action, as the others do, get the user's state and
+which items are of the user's kinds. Our policies run with a floor of .002. **{ours}** is the one of ours with the
+lowest loss on the tuning seeds, one for all sets. The best peer is the best on the reported seeds. Intervals are of
+paired differences by seed; µs are CPU time of deciding and learning.
 """
 
 
