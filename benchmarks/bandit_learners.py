@@ -181,7 +181,7 @@ class ContextualBandits:
             options["batch_train"] = True
         jobs = "njobs_arms" if policy.startswith("Bootstrapped") else "njobs"
         options[jobs] = 1
-        self._policy = getattr(online, policy)(nchoices=len(rounds.items), random_state=seed, **options)
+        self._policy = getattr(online, policy)(nchoices=len(rounds.items), random_state=max(seed, 1), **options)
         self._contexts, self._random = rounds.contexts.astype(np.float64), np.random.default_rng(seed)
         self._actions, self._fitted = len(rounds.items), False
 
