@@ -1,7 +1,7 @@
 """What the learner estimates to learn rightly: how late outcomes come, how much each position is looked at. Pure.
 
 Estimates are made anew now and then, as tables; a decision is learned by the table in force when it was opened, so that
-what it teaches is a function of the log. Tables travel in the learner's checkpoint as far back as a restart reads,
+what it teaches is a function of the log. Tables travel in the learner's checkpoint, more than a restart reads of,
 with the counts as of the last of them: what was counted since stands in what is read again.
 """
 
@@ -21,7 +21,7 @@ from headrace.policy.base import F64, I64, Arrays, Meta
 PART = "estimates"
 _POSITIONS = 100  # the longest slate
 _FIRST = 256  # opened decisions after which the first table is made; then each time they have doubled
-_KEPT = 64  # tables: two books' worth are about 35
+_KEPT = 64  # tables: four books' worth, and no restart reads further back than two
 _LEAST = 50  # outcomes of a type below which their delays are not estimated
 
 
@@ -109,15 +109,11 @@ class Estimates:
         opened = self._since + (self._tables[-1].opened if self._tables else 0)
         # As float32, as it travels: what is learned by a table must not depend on whether it has.
         self._tables.append(Table(offset, opened, _travelled(multipliers), _travelled(theta)))
+        del self._tables[:-_KEPT]
         self._counted = self._shown.copy(), self._rewarded.copy()
         self._since, self.changed = 0, True
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
-
-    def forget(self, before: int) -> None:
-        """A restart never reads what stands before `before`; one that begins with the log makes its tables anew."""
-        while len(self._tables) > 1 and (self._tables[1].offset < before or len(self._tables) > _KEPT):
-            del self._tables[0]
 
     def snapshot(self) -> tuple[Arrays, Meta]:
         tables, self.changed = self._tables, False

@@ -189,6 +189,7 @@ class Session:
         tally = self._learning.tally
         self._metrics.learner_steps.labels("fresh").inc(tally.fresh)
         self._metrics.learner_steps.labels("correction").inc(tally.corrections)
+        self._metrics.learner_steps.labels("step").inc(tally.steps)
         self._metrics.learner_dropped.inc(tally.unmatched)
         if tally.misfits:
             _log.warning(
@@ -196,7 +197,7 @@ class Session:
                 "them; run workers and learner with the same settings",
                 tally.misfits,
             )
-        tally.fresh = tally.corrections = tally.unmatched = tally.misfits = 0
+        tally.fresh = tally.corrections = tally.steps = tally.unmatched = tally.misfits = 0
 
     def _measure(self) -> None:
         if time.monotonic() - self._measured_s >= _MEASURE_EVERY_S:

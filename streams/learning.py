@@ -87,7 +87,6 @@ class Learning:
             rewards=self._rewards,
             estimates=self.estimates,
         )
-        self._gate_from = 0  # from here a restart reads for the gate
         self._every = settings.learner.publish_messages
         self._messages = 0  # since the last boundary
         self._boundaries = 0
@@ -117,9 +116,9 @@ class Learning:
         self.gate.resume(latest.values())
         if others:
             self.gate.start_evidence()
-        self._gate_from = latest[PART].replay_from if PART in latest else 0
+        starts.append(latest[PART].replay_from if PART in latest else 0)
         self._resume_estimates(latest.get(estimates.PART))
-        return min([*starts, self._gate_from])
+        return min(starts)
 
     def _resume_estimates(self, record: PolicyVersion | None) -> None:
         if record is not None:
@@ -153,7 +152,7 @@ class Learning:
         tally = self.tally
         tally.unmatched += lessons.unmatched
         tally.misfits += lessons.misfits
-        tally.steps += len(lessons.followed)
+        tally.steps += len(lessons.followed) if steps is not None else 0
         if examples is not None and self.policies:
             fresh = int(np.count_nonzero(examples.fresh))
             tally.fresh += fresh
@@ -177,14 +176,11 @@ class Learning:
             if part.due(offset)
         ]
         versions += self.behaviour.publish(version=number, offset=offset, created_ms=now_ms)
-        gate = self.gate.publish(boundary=number, offset=offset, book=book, created_ms=now_ms)
-        if any(record.part == PART for record in gate):
-            self._gate_from = book
-        return versions + gate + self._estimates(number, offset, now_ms, wanted=bool(versions or gate))
+        versions += self.gate.publish(boundary=number, offset=offset, book=book, created_ms=now_ms)
+        return versions + self._estimates(number, offset, now_ms, wanted=bool(versions))
 
     def _estimates(self, number: int, offset: int, now_ms: int, *, wanted: bool) -> list[PolicyVersion]:
         """The tables by which a restart would learn what it must read again."""
-        self.estimates.forget(before=min([self._gate_from, *(part.reread_from for part in self.policies)]))
         if not (wanted and self.policies and self.estimates.changed):
             return []
         return [

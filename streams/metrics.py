@@ -107,7 +107,7 @@ class Metrics:
             (self.text_cache, ("hit", "miss")),
             (self.item_changes, ("new", "changed", "removed")),
             (self.encoder_cache, ("hit", "rebuilt")),
-            (self.learner_steps, ("fresh", "correction")),
+            (self.learner_steps, ("fresh", "correction", "step")),
             (self.rollbacks, ("reward", "calibration", "norm", "not_finite", "command")),
         ):
             for value in values:
