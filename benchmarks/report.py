@@ -159,6 +159,7 @@ SECTIONS = {
     "drift": _written_by("drift"),
     "evaluation": _written_by("evaluation"),
     "environment": _written_by("environment"),
+    "warm_start": _written_by("warm_start"),
 }
 
 _STANDARD = """\

@@ -164,7 +164,7 @@ def section(f: dict[str, Any]) -> str:
         [
             "## Warm start\n",
             f"{f['policy']}, fitted from a log of {f['log_events']:,} events without slates, on the first"
-            f" {f['slates_each']} slates of each arm; {f['seeds']} small simulated shops"
+            f" {f['slates_each']} slates of each arm; {f['seeds']} runs of one small simulated shop"
             " (`benchmarks/warm_start.py`).\n",
             "| expected reward a slate | | to reach |\n|---|---|---|",
             f"| warm-started | {f['warm']:.3f} | |",
