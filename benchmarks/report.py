@@ -119,24 +119,6 @@ def worker_memory(f: Figures) -> str:
     return "\n".join(["## A worker's memory\n", _table(title, rows), _machine(f["machine"])])
 
 
-def policy_speed(f: Figures) -> str:
-    shape = f["shape"]
-    rows = [
-        (name, f"{p['decide_us']:.0f}", f"{p['examples_per_s_by_100']:,.0f}" if p["snapshot_bytes"] else "–")
-        for name, p in f["policies"].items()
-    ]
-    return "\n".join(
-        [
-            "## Policies alone\n",
-            f"Slates of {shape['k']} from {shape['candidates']} candidates, {shape['decisions']} decisions at once,"
-            " one thread.\n",
-            "| policy | µs a decision | examples learned a second, in batches of 100 |\n|---|---|---|",
-            *(f"| {name} | {us} | {learned} |" for name, us, learned in rows),
-            "",
-        ]
-    )
-
-
 def _written_by(benchmark: str) -> Callable[[Figures], str]:
     """The `section` of benchmarks/`benchmark`.py."""
 
@@ -154,11 +136,15 @@ SECTIONS = {
     "standard_load": standard_load,
     "online_retail": online_retail,
     "worker_memory": worker_memory,
-    "policy_speed": policy_speed,
+    "policy_speed": _written_by("policy_speed"),
     "exactness": _written_by("exactness"),
+    "bandit_peers": _written_by("bandit_peers"),
     "drift": _written_by("drift"),
     "evaluation": _written_by("evaluation"),
     "environment": _written_by("environment"),
+    "gate": _written_by("gate"),
+    "contamination": _written_by("contamination"),
+    "safety": _written_by("safety"),
     "warm_start": _written_by("warm_start"),
 }
 
