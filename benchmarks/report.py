@@ -142,6 +142,7 @@ SECTIONS = {
     "drift": _written_by("drift"),
     "evaluation": _written_by("evaluation"),
     "environment": _written_by("environment"),
+    "slateq": _written_by("slateq"),
     "gate": _written_by("gate"),
     "contamination": _written_by("contamination"),
     "safety": _written_by("safety"),
