@@ -222,7 +222,10 @@ def _mean(values: list[float]) -> dict[str, float]:
 
 
 def section(f: dict[str, Any]) -> str:
-    d, p = f["delay"], f["positions"]
+    return "\n".join([*_delay_lines(f["delay"]), *(_position_lines(f["positions"]) if "positions" in f else []), ""])
+
+
+def _delay_lines(d: dict[str, Any]) -> list[str]:
     said = {
         "no_delay": "conversions at once: what there is to reach",
         "share": "what has come ÷ the share that has (the default)",
@@ -241,8 +244,11 @@ def section(f: dict[str, Any]) -> str:
         cells = [m["reward_of_no_delay"], m["bias"], m["bias_at_the_end"]]
         shares = [f"{c['mean']:+.1%} ± {c['half']:.1%}" for c in cells]
         lines.append(f"| {said[name]} | {shares[0].removeprefix('+')} | {shares[1]} | {shares[2]} |")
-    lines += [
-        "| to reach | ≥ 97 % | within 2 % | |\n",
+    return [*lines, "| to reach | ≥ 97 % | within 2 % | |\n"]
+
+
+def _position_lines(p: dict[str, Any]) -> list[str]:
+    lines = [
         f"Slates of ten whose positions are looked at less and less: {p['slates']:,}, a fifth of them random,"
         f" {p['seeds']} seeds. Gap closed: from random slates to the best, by slates of the learned scores.\n",
         "| examination | learned with | gap closed |",
@@ -263,7 +269,7 @@ def section(f: dict[str, Any]) -> str:
             lines.append(
                 f"| {curve} | {int(slates):,} | {error['mean']['mean']:.1%} | {error['largest']['mean']:.1%} |"
             )
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def main() -> None:
@@ -279,7 +285,7 @@ def main() -> None:
         "python": platform.python_version(),
         "delay": delay_figures(given.seeds, rounds=20 if small else 48, decisions=100 if small else 300),
         "positions": position_figures(
-            min(given.seeds, 2 if small else 8), rounds=5 if small else 20, decisions=200 if small else 500
+            min(given.seeds, 2 if small else 5), rounds=5 if small else 20, decisions=200 if small else 500
         ),
     }
     figures["cpu_s"] = round(time.process_time() - started)

@@ -140,6 +140,7 @@ SECTIONS = {
     "exactness": _written_by("exactness"),
     "bandit_peers": _written_by("bandit_peers"),
     "drift": _written_by("drift"),
+    "delay": _written_by("delay"),
     "evaluation": _written_by("evaluation"),
     "environment": _written_by("environment"),
     "slateq": _written_by("slateq"),
