@@ -42,7 +42,8 @@ def produce(settings: Settings, messages: Iterable[Transitions]) -> None:
     assert producer.flush(20) == 0
 
 
-def published(settings: Settings) -> list[PolicyVersion]:
+def published(settings: Settings, policy: str | None = None) -> list[PolicyVersion]:
+    """All versions, or those of one policy: the gate's record and the estimates stand beside them."""
     found: list[PolicyVersion] = []
 
     def take(message: kafka.Message) -> None:
@@ -50,7 +51,7 @@ def published(settings: Settings) -> list[PolicyVersion]:
             found.append(decode_policy_version(message.value() or b""))
 
     kafka.read_to_end(settings, settings.topic("policy-versions"), take)
-    return found
+    return [version for version in found if policy in (None, version.policy)]
 
 
 def latest(settings: Settings) -> dict[str, PolicyVersion]:
@@ -172,7 +173,7 @@ def test_a_second_learner_fences_the_first_and_goes_on(settings: MakeSettings, w
             with pytest.raises(Fatal, match=r"another learner has taken over \(t\d+\.learner\)"):
                 step_until(first, lambda: False, wait_for)
             step_until(second, lambda: latest(mine)["linucb"].version == 2, wait_for)
-    assert [version.version for version in published(mine)] == [1, 2]
+    assert [version.version for version in published(mine, "linucb")] == [1, 2]
 
 
 def test_a_backlog_is_learned_with_few_versions_and_the_last_knows_it_all(
@@ -182,7 +183,7 @@ def test_a_backlog_is_learned_with_few_versions_and_the_last_knows_it_all(
     produce(mine, [shown(f"r-{n}") for n in range(2_000)])
     with session(mine) as running:
         step_until(running, lambda: latest(mine).get("linucb") and latest(mine)["linucb"].offset == 1_999, wait_for)
-    versions = published(mine)
+    versions = published(mine, "linucb")
     assert versions[-1].version == 2_000
     assert len(versions) < 500
 
@@ -197,7 +198,7 @@ def test_a_version_larger_than_a_usual_message_is_published_and_resumed(
     produce(mine, [make_transitions(opened, make_impression(positions=[0]), tick=True)])
     with session(mine) as running:
         step_until(running, lambda: published(mine), wait_for)
-    (version,) = published(mine)
+    (version,) = published(mine, "linucb")
     assert len(version.arrays) > 1_048_588
     with session(mine) as running:
         assert running._learning.policies[0].known == version.offset
