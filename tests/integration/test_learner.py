@@ -122,6 +122,7 @@ def test_killed_it_ends_bit_for_bit_where_a_fresh_learner_ends(tmp_path: Path, w
                 metrics={"port": 0},
                 encoder={"artifact": str(tmp_path)},
                 learner={"open_decisions": 300},
+                gate={"guard": False},  # propensities of a made-up log are no draws: a guardrail would see that
             )
             topics.create(made)
             return made
