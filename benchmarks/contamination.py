@@ -32,7 +32,7 @@ RESULT = Path(__file__).parent / "results" / "contamination.json"
 SEED = 40_000
 SHAPE: dict[str, Any] = {"dim": DIM, "scalars": SCALARS}
 WORLD = World(0.05, candidates=30, personal=1.5)
-BATCH, WARM, DECISIONS = 100, 2_000, 10_000
+BATCH, WARM, DECISIONS = 100, 2_000, 6_000
 # Champion, challenger: what differs between them.
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a challenger that explores more": (
@@ -157,7 +157,7 @@ truth: the lift between two worlds in which one of them serves everybody and lea
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--runs", type=int, default=24)
     parser.add_argument("--dry", action="store_true", help="keeps nothing")
     args = parser.parse_args()
     started, pairs = time.process_time(), {}
