@@ -219,16 +219,19 @@ _VW = {
     "epsilon-greedy": "--epsilon 0.02",
 }
 
-_OURS = {"floor": (0.002,), "ridge": (0.1, 10.0)}
+_FLOOR = (0.002,)
 
 GRIDS: dict[str, tuple[Callable[..., Learner], list[Config]]] = {
     "headrace lints optimistic": (
         Headrace,
-        _grid(policy=("lints",), optimistic=(True,), alpha=(0.05, 0.1, 0.2), **_OURS),
+        _grid(policy=("lints",), floor=_FLOOR, optimistic=(True,), alpha=(0.1, 0.15), ridge=(0.1, 0.2, 0.4)),
     ),
-    "headrace lints": (Headrace, _grid(policy=("lints",), alpha=(0.05, 0.1, 0.2), **_OURS)),
-    "headrace linucb": (Headrace, _grid(policy=("linucb",), alpha=(0.1, 0.3, 0.5), **_OURS)),
-    "headrace squarecb": (Headrace, _grid(policy=("squarecb",), gamma_scale=(10.0, 30.0, 100.0), **_OURS)),
+    "headrace lints": (Headrace, _grid(policy=("lints",), floor=_FLOOR, alpha=(0.1, 0.15), ridge=(0.1, 0.2, 0.4))),
+    "headrace linucb": (Headrace, _grid(policy=("linucb",), floor=_FLOOR, alpha=(0.1, 0.3, 0.5), ridge=_RIDGES)),
+    "headrace squarecb": (
+        Headrace,
+        _grid(policy=("squarecb",), floor=_FLOOR, gamma_scale=(10.0, 30.0, 100.0), ridge=_RIDGES),
+    ),
     **{f"vw {name}": (VowpalWabbit, _grid(explore=(how,), **_COSTS)) for name, how in _VW.items()},
     "river LinUCBDisjoint": (River, _grid(ridge=(0.1, 0.3), noise=(10.0, 30.0, 100.0))),
     "mabwiser LinUCB": (MabWiser, _grid(policy=("LinUCB",), alpha=(0.1, 0.3, 1.0), ridge=_RIDGES)),

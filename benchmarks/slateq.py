@@ -267,7 +267,8 @@ def _percent(found: dict[str, float] | None) -> str:
 
 _SAID = """\
 Percent with 95 % intervals over paired seeds. `myopic` is SlateQ with γ = 0. `slateq, as published` takes the value of
-choosing nothing for 0, as RecSim's agent does; `slateq` learns it. Published: Ie et al. 2019, MYOP and QL-OT-OS; choices are in proportion to 1 + interest, as in the public RecSim (`benchmarks/slateq.py`).
+choosing nothing for 0, as RecSim's agent does; `slateq` learns it. Published: Ie et al. 2019, MYOP and QL-OT-OS;
+choices are in proportion to 1 + interest, as in the public RecSim (`benchmarks/slateq.py`).
 """
 
 

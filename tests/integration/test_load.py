@@ -166,7 +166,7 @@ def test_a_message_larger_than_the_topic_takes_is_reported(settings: Any, tmp_pa
     ("name", "content", "says"),
     [
         ("none.csv", None, "none.csv: No such file or directory; check the path"),
-        ("log.xlsx", b"", r"log.xlsx: no known kind of file; give a .jsonl, .csv \(these also as .gz\) or .parquet file"),
+        ("log.xlsx", b"", r"no known kind of file; give a .jsonl, .csv \(these also as .gz\) or .parquet file"),
         ("log.parquet", b"no parquet", "log.parquet: not a parquet file"),
         ("log.csv", b"a,b\n1,2\n", "no column is called user_id, type, ts; the columns are a, b"),
         ("latin.csv", b"user_id,type,ts\nu,view,1\nJ\xfcrgen,view,2\n", "line 3 is not utf-8; name its encoding"),
