@@ -14,10 +14,11 @@ from headrace.policy.base import Arrays, Meta, Steps
 from headrace.policy.features import FeatureMap, unit
 from headrace.policy.ranking import Ranking
 from headrace.policy.rl import network
-from headrace.policy.rl.replay import Replay
+from headrace.policy.rl.replay import FEATURES, Replay
 
 _TRAINING = "headrace.policy.rl.training"
-_LARGEST = 6e4  # the replay holds float16
+_LARGEST_FEATURE = 6e4  # the replay holds float16
+_LARGEST_NUMBER = 1e9  # of rewards and seconds: a user may come back after weeks
 _BATCH = 64  # steps a gradient step sees
 _LABEL = "_label"  # ends the name of a network's periodic copy
 
@@ -122,8 +123,9 @@ class Following(Ranking):
             if array.shape != there.shape + width:
                 raise ValueError(f"a step's {name} have shape {array.shape}, this policy reads {there.shape + width}")
             cleaned[name] = np.where(there[..., None] if width else there, array, np.zeros((), array.dtype))
-            if not (np.abs(cleaned[name]) <= _LARGEST).all():
-                raise ValueError(f"a step's {name} are not finite or beyond {_LARGEST:g}: nothing was learned")
+            largest = _LARGEST_FEATURE if name in FEATURES else _LARGEST_NUMBER
+            if not (np.abs(cleaned[name]) <= largest).all():
+                raise ValueError(f"a step's {name} are not finite or beyond {largest:g}: nothing was learned")
         if (cleaned["propensities"][steps.shown] <= 0).any() or (cleaned["elapsed_s"] < 0).any():
             raise ValueError("a step's propensity is not above 0, or its elapsed time negative: nothing was learned")
         return replace(steps, **cleaned)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.policy.base import F32, F64, I64, Arrays, Steps
 
-_FEATURES = ("states", "contexts", "items", "scalars", "next_states", "next_contexts", "next_items", "next_scalars")
+FEATURES = ("states", "contexts", "items", "scalars", "next_states", "next_contexts", "next_items", "next_scalars")
 _NUMBERS = ("rewards", "propensities", "elapsed_s")
 _FLAGS = ("shown", "next_shown", "terminal")
 _OWN, _NEXT = ("items", "scalars", "shown", "rewards", "propensities"), ("next_items", "next_scalars", "next_shown")
@@ -93,9 +93,9 @@ class Replay:
 
     def _make_room(self, steps: Steps) -> None:
         """Allocates the ring, and widens it where a slate is longer than any before."""
-        for name in _FEATURES + _NUMBERS + _FLAGS:
+        for name in FEATURES + _NUMBERS + _FLAGS:
             like = getattr(steps, name)
-            dtype = np.float16 if name in _FEATURES else np.float32 if name in _NUMBERS else np.bool_
+            dtype = np.float16 if name in FEATURES else np.float32 if name in _NUMBERS else np.bool_
             held = self._ring.get(name)
             shape = (self.capacity, *like.shape[1:])
             if held is None:
@@ -127,7 +127,7 @@ class Replay:
     def rows(self, slots: I64) -> dict[str, NDArray[Any]]:
         """The columns of those steps; features as float32."""
         taken = {name: ring[slots] for name, ring in self._ring.items()}
-        return {name: rows.astype(np.float32) if name in _FEATURES else rows for name, rows in taken.items()}
+        return {name: rows.astype(np.float32) if name in FEATURES else rows for name, rows in taken.items()}
 
     def chained(self, slots: I64, n: int, *, gamma_s: float, mean: bool) -> tuple[F64, F64, I64]:
         """What n steps bring: discounted slate rewards after the first (B,), the discount to what comes then (B,), and
@@ -180,7 +180,7 @@ class Replay:
         self.__init__(self.capacity, priority=self.exponent)  # type: ignore[misc]
         if not held:
             return
-        for name in _FEATURES + _NUMBERS + _FLAGS + ("priorities", "followers"):
+        for name in FEATURES + _NUMBERS + _FLAGS + ("priorities", "followers"):
             if name not in arrays or len(arrays[name]) != held:
                 raise ValueError(f"the snapshot's replay lacks {name} of {held} steps")
             whole = np.zeros((self.capacity, *arrays[name].shape[1:]), arrays[name].dtype)

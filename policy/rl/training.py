@@ -242,7 +242,7 @@ def log_normalisers(f: Tensor, shown: Tensor, propensities: Tensor, pool: Tensor
     nothing of what else there was: there the items of `pool` (B, M), drawn alike elsewhere, join with their mean β.
     """
     top = torch.cat([f.masked_fill(~shown, -torch.inf), pool], dim=1).amax(dim=1, keepdim=True).detach()
-    e = torch.exp(f - top) * shown
+    e = torch.exp((f - top).masked_fill(~shown, -torch.inf))  # padding may score anything: ∞ · 0 is no number
     above = e.cumsum(dim=1) - e
     count = shown.sum(dim=1)
     z = ((above + e / propensities.clamp(min=1e-9)) * shown).sum(dim=1)

@@ -142,6 +142,26 @@ def some(steps: Steps, rows: slice) -> Steps:
     return replace(steps, **{f.name: getattr(steps, f.name)[rows] for f in fields(steps)})
 
 
+@pytest.mark.parametrize("name", ["dqn", "slateq", "reinforce"])
+def test_a_user_who_comes_back_after_weeks_and_pays_in_yen_is_learned_from(name: str) -> None:
+    policy = make(name, dim=8)
+    for seed in range(3):
+        steps = checks.make_steps(policy, seed=seed)
+        policy.follow(replace(steps, elapsed_s=steps.elapsed_s + 30 * 86_400.0, rewards=steps.rewards * 300_000.0))
+    arrays, meta = policy.snapshot()
+    assert meta["followed"] == 180 and meta["updates"] > 0
+    assert all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f")
+
+
+def test_what_was_not_shown_never_makes_the_normaliser_overflow() -> None:
+    f = training.torch.tensor([[0.5, 200.0], [0.1, 0.2]], requires_grad=True)
+    shown = training.torch.tensor([[True, False], [True, True]])
+    log_z, log_left = training.log_normalisers(f, shown, training.torch.full((2, 2), 0.5), training.torch.zeros((2, 0)))
+    (log_z.sum() + log_left[shown].sum()).backward()
+    assert f.grad is not None and f.grad.isfinite().all() and f.grad[0, 1] == 0
+    assert np.isclose(log_z[0].item(), 0.5 + np.log(2))
+
+
 @pytest.mark.parametrize("pieces", [1, 3, 10])
 def test_n_step_returns_follow_the_chain(pieces: int) -> None:
     """Whatever came in one batch, or in many."""
