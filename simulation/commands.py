@@ -26,6 +26,7 @@ from headrace.streams.settings import Settings
 from headrace.streams.versions import make_policy
 
 _RANDOM = 100  # episodes of random slates, to stand beside what was learned
+_FITTED_STEP_S = 3_600.0  # fitting.py measures delays in steps of an hour
 
 
 def run_train(
@@ -52,31 +53,38 @@ def run_train(
         raise SettingsError(f"--episodes {episodes}: give at least {0 if log else 1}")
     if (log is None) != (items is None):
         raise SettingsError("--log and --items belong together: the events, and the catalogue they are about")
+    kind = presets.preset(preset)
     models = Models(settings)
     learner = make_policy(settings, name, dim=models.users.dim)
-    kind = presets.preset(preset)
+    if not (episodes or learner.learns):
+        raise SettingsError(
+            f"--policy {name} learns from what follows a slate, which a log does not tell: give --episodes, or choose"
+            " a policy that learns from clicks (docs/policies.md)"
+        )
     parts: start.Parts = {}
+    arguments: dict[str, Any] = {}
+    step_s = kind.step_s
     if log is None or items is None:
         world, arguments = kind.name, presets.arguments(kind, seed=seed, items=_catalogue(settings, kind, models))
     else:
-        world = log.stem
+        world, step_s = log.stem, _FITTED_STEP_S
         catalogue = read_items(settings, items, mapping)
         warmed = warm_start.warm(settings, learner, catalogue, read_events(settings, log, mapping), models=models)
         print(warmed, flush=True)
         parts = warmed.behaviour
-        fitted = fitting.fit(settings, catalogue, read_events(settings, log, mapping), models=models)
-        print(fitted, flush=True)
-        arguments = {**fitted.arguments, "horizon": kind.horizon}
+        if episodes:
+            try:
+                fitted = fitting.fit(settings, catalogue, read_events(settings, log, mapping), models=models)
+            except ValueError as reason:
+                raise SettingsError(f"--log {log}: {reason}; or stay at the warm start: --episodes 0") from None
+            print(fitted, flush=True)
+            arguments = {**fitted.arguments, "horizon": kind.horizon}
     made: dict[str, Any] = {"world": world, "episodes": episodes, "seed": seed, "policy": name}
     besides: dict[str, bytes] = {}
     if episodes:
-        context = ContextEncoder(settings).encode([({}, "default")])[0]
-        env = RecommenderVectorEnv(
-            num_envs=training.AT_ONCE, action="slate", k=settings.placements["default"].k,
-            candidates=min(settings.worker.candidates, arguments["num_items"]), context=context.tolist(), **arguments,
-        )  # fmt: skip
+        env = _environment(settings, arguments)
         with _telling(episodes) as ended:
-            trained = training.train(learner, env, episodes=episodes, seed=seed, step_s=kind.step_s, ended=ended)
+            trained = training.train(learner, env, episodes=episodes, seed=seed, step_s=step_s, ended=ended)
         last = max(1, min(_RANDOM, episodes // 2))
         mean, error = training.mean_of(trained, last=last)
         chance = training.train(
@@ -90,6 +98,17 @@ def run_train(
     start.write(folder, learner, behaviour=parts, made=made, besides=besides)
     print(f"written to {folder}; to serve it: [policy] name = {name!r}, start = {str(folder)!r}".replace("'", '"'))
     return folder
+
+
+def _environment(settings: Settings, arguments: dict[str, Any]) -> RecommenderVectorEnv:
+    context = ContextEncoder(settings).encode([({}, "default")])[0]
+    try:
+        return RecommenderVectorEnv(
+            num_envs=training.AT_ONCE, action="slate", k=settings.placements["default"].k,
+            candidates=min(settings.worker.candidates, arguments["num_items"]), context=context.tolist(), **arguments,
+        )  # fmt: skip
+    except ValueError as error:
+        raise SettingsError(f"the world cannot be made: {error}") from None
 
 
 def _not_trained_here(name: str) -> str:

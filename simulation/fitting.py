@@ -171,16 +171,17 @@ def _laws(log: _Log, settings: Settings, *, taste: float, popular: float) -> tup
     said = [f"likeness counts {taste:.2f} logits a standard deviation, popularity {popular:.2f} from least to most"]
     shown, clicked = sum(log.shown.values()), sum(log.clicked.values())
     eta = ASSUMED_POSITIONS
-    if clicked >= _LEAST_CLICKS and len(log.shown) > 1:
-        places = np.array([j for j in sorted(log.shown) if log.clicked[j] > 0])
+    places = np.array([j for j in sorted(log.shown) if log.clicked[j] > 0])
+    if clicked >= _LEAST_CLICKS and len(places) > 1:
         rates = np.array([log.clicked[j] / log.shown[j] for j in places])
         eta = max(-float(np.polyfit(np.log1p(places), np.log(rates), 1)[0]), 0.0)
         said.append(f"looks fall with (1 + position)^-{eta:.2f}")
     else:
         said.append(f"looks are assumed to fall with (1 + position)^-{eta:g}: the log has few clicks with a position")
-    rate = ASSUMED_CLICKS
+    rate, looked_at = ASSUMED_CLICKS, 1.0
     if shown and log.events["click"]:
         rate = log.events["click"] / shown
+        looked_at = sum(n * (1.0 + j) ** -eta for j, n in log.shown.items()) / shown
         said.append(f"{rate:.3f} clicks a position shown")
     else:
         said.append(f"{rate:g} clicks a position are assumed: the log has no impressions")
@@ -189,8 +190,8 @@ def _laws(log: _Log, settings: Settings, *, taste: float, popular: float) -> tup
     delay = float(np.mean(log.delays)) / 3_600_000 if log.delays else 0.0
     said.append(f"{conversion:.3f} purchases a look, after {delay:.1f} steps of an hour on average")
     # The slope of taste spreads the logits; half their variance is what the mean chance gains by it.
-    ceiling = Laws.ceiling
-    bias = float(np.log(rate / max(ceiling - rate, 1e-3)) - taste**2 / 2 - popular * 0.3)
+    ceiling, first = Laws.ceiling, rate / looked_at
+    bias = float(np.log(first / max(ceiling - first, 1e-3)) - taste**2 / 2 - popular * 0.3)
     laws = Laws(
         bias=bias, taste=taste, popular=popular, quality=0.0, position_bias=eta, conversion=conversion, delay=delay
     )

@@ -120,8 +120,9 @@ class _Lessons:
             self._coming.setdefault(self._now + int(wait), []).append(late)
         for correction in self._coming.pop(self._now, []):
             policy.learn(correction)
-        if policy.follows:
-            now = _Shown(query, slates, items, scalars, shown, rewards, after.terminated | after.truncated)
+        if policy.follows:  # a step is told when its rewards are known: those still to come too
+            whole = self._click * after.clicks + self._conversion * after.converted
+            now = _Shown(query, slates, items, scalars, shown, whole, after.terminated | after.truncated)
             if self._before is not None:
                 policy.follow(_steps(self._before, now, self._step_s, first_id=self._first_id))
             self._before = now

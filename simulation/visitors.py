@@ -162,9 +162,11 @@ class Visitors:
         if n is None or n >= self._count:
             rows = np.broadcast_to(np.arange(self._count), (self.size, self._count)).copy()
         else:
-            near = by_row(self.states(), self._transposed).argpartition(-(n // 3), axis=1)[:, -(n // 3) :]
-            popular = np.broadcast_to(self._popular[: n // 3], (self.size, n // 3))
-            numbers = self._uniforms(everyone, _CANDIDATES, n - 2 * (n // 3))
+            third = n // 3
+            near = by_row(self.states(), self._transposed).argpartition(-max(third, 1), axis=1)
+            near = near[:, self._count - third :]
+            popular = np.broadcast_to(self._popular[:third], (self.size, third))
+            numbers = self._uniforms(everyone, _CANDIDATES, n - 2 * third)
             rows = np.concatenate([near, popular, (numbers * self._count).astype(np.int64)], axis=1)
             rows.sort(axis=1)
         there = np.ones(rows.shape, np.bool_)

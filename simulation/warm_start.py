@@ -99,7 +99,7 @@ def warm(
     while feed([], offset, tick=True):  # until every shard has been given out
         offset += 1
     teacher.teach()
-    return Warmed(len(log), teacher.lessons, latest)
+    return Warmed(len(log), teacher.lessons if policy.learns else 0, latest)
 
 
 def item_records(settings: Settings, items: Sequence[ShopItem], models: Models) -> list[Item]:

@@ -26,6 +26,7 @@ EVERYTHING = Laws(
 ACTIONS = [
     {"action": "item"},
     {"action": "item", "candidates": 20},
+    {"action": "item", "candidates": 2},
     {"action": "slate", "k": 4},
     {"action": "slate", "k": 4, "candidates": 20},
     {"action": "preference", "k": 4, "candidates": 20},

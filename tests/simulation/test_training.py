@@ -88,6 +88,21 @@ def test_what_follows_a_slate_is_told_to_policies_that_follow() -> None:
     assert any(steps.terminal.any() for steps in followed) and followed[0].elapsed_s[0] == 60.0
 
 
+def test_steps_hold_conversions_that_are_still_to_come() -> None:
+    """As in the running system, where a step is told when its decision closes."""
+    seen: list[float] = []
+
+    class Following(type(linucb())):  # type: ignore[misc]
+        follows = True
+
+        def follow(self, steps: Any) -> None:
+            seen.extend(steps.rewards.ravel().tolist())
+
+    laws = Laws(bias=0.0, conversion=1.0, delay=3.0)
+    train(Following(dim=DIM), world(laws=laws, click_reward=1.0, conversion_reward=4.0), episodes=20, seed=0)
+    assert set(seen) == {0.0, 5.0}
+
+
 def test_rolling_means() -> None:
     assert rolling(np.arange(1.0, 5.0)).tolist() == [1.0, 1.5, 2.0, 2.5]
     assert rolling(np.arange(400.0))[-1] == np.arange(380.0, 400.0).mean()
@@ -157,6 +172,7 @@ def test_the_running_system_serves_it_from_the_first_slate(folder: Path) -> None
         ({"policy": "linusb"}, "unknown; choose one of"),
         ({"episodes": 0}, "give at least 1"),
         ({"log": Path("events.csv")}, "--log and --items belong together"),
+        ({"log": Path("e.csv"), "items": Path("i.csv"), "policy": "dqn", "episodes": 0}, "give --episodes, or choose"),
     ],
 )
 def test_wrong_use_is_one_line(given: dict[str, Any], said: str) -> None:

@@ -20,6 +20,7 @@ from headrace.simulation.settings import DAY_MS, WorldSettings
 from headrace.simulation.warm_start import warm
 from headrace.simulation.world import Interaction, World
 from headrace.streams import start
+from headrace.streams.errors import SettingsError
 from headrace.streams.load import read_events, read_items
 from headrace.streams.messages import ShopItem
 from headrace.streams.records import Event
@@ -167,6 +168,26 @@ def test_positions_clicks_and_conversions_come_from_the_log(models: Models) -> N
     laws = fitting.fit(SETTINGS, items, [*many, *bought], models=models).arguments["laws"]
     assert laws.position_bias == pytest.approx(1.0, abs=0.01)
     assert laws.conversion == pytest.approx(20 / (2 * len(clicks)), rel=0.3) and laws.delay >= 0
+    # σ(bias) is what an item nobody has a feeling for gets at the top; positions below get η's share of it.
+    top = laws.ceiling / (1 + np.exp(-(laws.bias + laws.taste**2 / 2 + laws.popular * 0.3)))
+    shares = np.mean([(1 + j) ** -laws.position_bias for j in range(4)])
+    assert top * shares == pytest.approx(len(clicks) / (4 * 240), rel=0.01)
+    elsewhere = [msgspec.structs.replace(e, position=40) if e.type == "click" else e for e in many]
+    assert fitting.fit(SETTINGS, items, elsewhere, models=models).arguments["laws"].position_bias == few.position_bias
+
+
+def test_a_log_that_a_world_cannot_be_fitted_to_is_still_a_warm_start(models: Models, tmp_path: Path) -> None:
+    lone = [
+        {"event_id": f"e{n}", "user_id": f"u{n}", "type": "view", "ts": BEGIN, "item_id": catalogue()[0].item_id}
+        for n in range(3)
+    ]
+    (tmp_path / "events.jsonl").write_bytes(b"\n".join(msgspec.json.encode(event) for event in lone))
+    (tmp_path / "items.jsonl").write_bytes(b"\n".join(msgspec.json.encode(item) for item in catalogue()))
+    settings = SETTINGS.model_copy(update={"data_dir": tmp_path / "data"})
+    files = {"log": tmp_path / "events.jsonl", "items": tmp_path / "items.jsonl"}
+    with pytest.raises(SettingsError, match=r"no user with two items.*--episodes 0"):
+        commands.run_train(settings, episodes=1, **files)
+    assert start.read(commands.run_train(settings, episodes=0, **files)).policy == "linucb"
 
 
 def test_a_log_of_other_items_is_refused(models: Models) -> None:
