@@ -32,7 +32,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 _AT_ONCE = 64  # decisions scored together
-_LARGEST = 100.0  # of a feature that q̂ sees, as in streams/book.py
+_LARGEST = 100.0  # of a feature that q̂ sees, as in streams/lessons.py
+_MIXED = "several"  # in place of the version of rewards
 
 
 @dataclass
@@ -53,6 +54,10 @@ class Decision:
     def size(self) -> int:
         return len(self.propensities) // 8
 
+    def under(self, version: str) -> None:
+        """Something that it earned is told under this version."""
+        self.version = version if self.version in ("", version) else _MIXED
+
 
 class Decisions:
     """Takes in messages in their order. `left_out` counts decisions that are not judged, by the reason."""
@@ -64,6 +69,7 @@ class Decisions:
         self._of_user: dict[str, list[str]] = {}
         self._gone: set[str] = set()
         self._version = ""
+        self._dim = 0
         self._contexts = ContextEncoder(settings).size
         self.arms: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
@@ -93,6 +99,8 @@ class Decisions:
             return
         n = len(record.candidates) // 8
         full = self._fits(record, n)
+        if full:
+            self._dim = len(record.state) // 4
         self._found[name] = Decision(
             # A number that says who is the same, and no more.
             int.from_bytes(hashlib.blake2b(record.user_id.encode(), digest_size=7).digest(), "little"),
@@ -114,11 +122,16 @@ class Decisions:
         )
 
     def _outcome(self, record: Outcome) -> None:
+        if record.busy:
+            self._drop(record.recommendation_id, "of crawlers")
+            return
         decision = self._found.get(record.recommendation_id)
         if decision is None or record.outcome_id in decision.heard:
             return
         decision.heard.add(record.outcome_id)
-        decision.version = self._version = record.reward_version
+        self._version = record.reward_version
+        if record.type != "impression":
+            decision.under(record.reward_version)
         for position in record.positions:
             if not 0 <= position < decision.size or (decision.closed and position not in decision.shown):
                 continue
@@ -134,7 +147,9 @@ class Decisions:
             self._drop(record.recommendation_id, record.closed_as)
             return
         decision.closed = True
-        decision.version = self._version = record.reward_version
+        self._version = record.reward_version
+        if any(record.rewards):
+            decision.under(record.reward_version)
         decision.shown = {p for p in record.shown if 0 <= p < decision.size}
         decision.rewards = dict(zip(record.shown, record.rewards, strict=True))
 
@@ -145,6 +160,9 @@ class Decisions:
 
     def judged(self) -> list[Decision]:
         """Those that were shown, in the order they were opened."""
+        for d in self._found.values():  # an encoder of another width made it: its table says nothing to today's
+            if d.opened is not None and len(d.opened.state) != 4 * self.dim:
+                d.opened = None
         shown = [d for d in self._found.values() if d.shown]
         judged = [d for d in shown if d.version in ("", self._version)]
         for why, count in (
@@ -157,8 +175,8 @@ class Decisions:
 
     @property
     def dim(self) -> int:
-        """d of states and items; 0 where no decision was logged whole."""
-        return next((len(d.opened.state) // 4 for d in self._found.values() if d.opened is not None), 0)
+        """d of states and items, those of the latest decision that was logged whole; 0 where there is none."""
+        return self._dim
 
 
 # -- into arrays ------------------------------------------------------------------------------------------------------

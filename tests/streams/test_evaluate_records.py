@@ -190,6 +190,43 @@ def test_rewards_of_two_versions_are_never_mixed():
     assert left_out == {"with rewards of a version before r2": 1}
 
 
+def test_a_decision_that_earned_under_two_versions_is_left_out():
+    told = [
+        make_impression("r-0", positions=[0], reward_version="r1"),
+        make_outcome("r-0", reward_version="r1"),
+        make_outcome("r-0", reward_version="r2", reward=2.0),
+        make_impression("r-1", positions=[0], reward_version="r1"),
+        make_outcome("r-1", reward_version="r2", reward=2.0),
+        make_outcome("r-2", reward_version="r1"),
+        make_closed("r-2", rewards={0: 1.0}, reward_version="r2"),
+    ]
+    decisions, left_out = judged(*(make_opened(f"r-{n}", user=f"u{n}") for n in range(3)), *told)
+    assert [d.rewards for d in decisions] == [{0: 2.0}]
+    assert left_out == {"with rewards of a version before r2": 2}
+
+
+def test_what_a_user_does_while_busy_takes_the_decision_out_as_it_does_in_learning():
+    opened = [make_opened(f"r-{n}", user=f"u{n}") for n in range(2)]
+    told = [make_impression(o.recommendation_id, positions=[0]) for o in opened]
+    decisions, left_out = judged(*opened, *told, make_outcome("r-0", busy=True), make_closed("r-0", rewards={0: 1.0}))
+    assert [d.rewards for d in decisions] == [{}] and left_out == {"of crawlers": 1}
+
+
+def test_tables_of_an_encoder_of_another_width_are_not_asked():
+    def whole(name: str, d: int) -> Opened:
+        made = make_opened(name, user=name, d=d, c=1)
+        return msgspec.structs.replace(made, all_items=made.items, all_scalars=made.scalars)
+
+    records = [whole("r-0", 32), whole("r-1", 64), make_impression("r-0", positions=[0]),
+               make_impression("r-1", positions=[0])]  # fmt: skip
+    found = read([make_transitions(*records)], Settings())
+    decisions = found.judged()
+    assert found.dim == 64 and len(decisions) == 2
+    assert [d.opened.recommendation_id for d in evaluate_records.whole(decisions)] == ["r-1"]
+    log = evaluate_records.uniform(decisions, Settings(), dim=found.dim)
+    assert log.known.tolist() == [1]
+
+
 def test_crawlers_are_left_out_and_repeated_records_change_nothing():
     opened = [make_opened("r-0", busy=True), make_opened("r-1"), make_opened("r-1")]
     decisions, left_out = judged(*opened, make_impression("r-0", positions=[0]), make_impression("r-1", positions=[0]))
