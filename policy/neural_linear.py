@@ -213,6 +213,8 @@ class NeuralLinear(Ranking):
         """The memory is empty afterwards: a learner fills it by `remember` before it goes on."""
         head = Ridge(self.head.size, ridge=self._ridge)
         head.restore(arrays, meta)
+        if "count" not in meta:  # written before examples had weights: each counted once
+            head.count = float(meta["fresh"])
         wanted = {"gamma": self._gamma} | {_TRUNK + name: array for name, array in self._trunk.items()}
         for name, mine in wanted.items():
             if name not in arrays or arrays[name].shape != mine.shape:

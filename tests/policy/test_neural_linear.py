@@ -192,3 +192,13 @@ def test_weights_count_in_the_sums_after_training_too() -> None:
     w = memory.weights * late
     assert np.allclose(policy.head.precision[wide:, wide:], np.eye(z.shape[1]) + (z.T * w) @ z, atol=1e-3)
     assert np.allclose(policy.head.precision[:wide, wide:], (x.T * w) @ z, atol=1e-3)
+
+
+def test_a_snapshot_of_the_version_before_keeps_its_noise() -> None:
+    """It had no count of weights: without one, all that was learned would look like the residual of a few examples."""
+    policy, restored = small(), small()
+    learn(policy, batches=6)
+    arrays, meta = policy.snapshot()
+    del meta["count"]
+    restored.restore(arrays, meta)
+    assert restored.noise() == pytest.approx(policy.noise())
