@@ -20,29 +20,32 @@ class Staging:
     def __init__(self, *, every: int, kept: int) -> None:
         self._every, self._kept = every, kept
         self._staged: dict[str, list[PolicyVersion]] = {}  # oldest first
-        self._slot: dict[str, int] = {}  # the next one to be written
         self._unpublished: list[PolicyVersion] = []
 
     def due(self, boundary: int) -> bool:
         return boundary % self._every == 0
 
     def stage(self, policy: Policy, *, boundary: int, offset: int, created_ms: int) -> None:
-        """Keeps the policy as it is, where it is time."""
+        """Keeps the policy as it is, where it is time. One that learned nothing since is not kept twice: a quiet hour
+        must not push out what was good before it."""
         if not self.due(boundary):
             return
         name = policy.name
-        slot = self._slot.get(name, 0)
-        self._slot[name] = (slot + 1) % self._kept
+        staged = self._staged.get(name, [])
+        staying = staged[1 - self._kept :]
+        # By what stands, not by a count: a learner that resumes must overwrite what one that never stopped overwrites.
+        taken = {_slot(record) for record in staying}
         record = version_of(
-            f"{STAGED}/{name}/{slot}",
+            f"{STAGED}/{name}/{next(slot for slot in range(self._kept) if slot not in taken)}",
             *policy.snapshot(),
             version=boundary,
             offset=offset,
             replay_from=offset + 1,
             created_ms=created_ms,
         )
-        self._staged.setdefault(name, []).append(record)
-        del self._staged[name][: -self._kept]
+        if staged and staged[-1].sha256 == record.sha256:
+            return
+        self._staged[name] = [*staying, record]
         self._unpublished.append(record)
 
     def find(self, name: str, version: int | None = None) -> PolicyVersion | None:
@@ -66,6 +69,10 @@ class Staging:
         """Forgets what was staged after a version that was put back."""
         self._staged[name] = [record for record in self._staged.get(name, []) if record.version <= version]
 
+    def drop(self, record: PolicyVersion) -> None:
+        """Forgets a version that cannot be put back."""
+        self._staged[record.part.split("/")[1]].remove(record)
+
     def publish(self) -> list[PolicyVersion]:
         """What was staged since the last call, and still stands."""
         standing = {record.part: record for records in self._staged.values() for record in records}
@@ -75,10 +82,7 @@ class Staging:
 
     def table(self) -> dict[str, list[list[int]]]:
         """{policy: [[slot, version], …]}, oldest first."""
-        return {
-            name: [[int(record.part.rpartition("/")[2]), record.version] for record in records]
-            for name, records in self._staged.items()
-        }
+        return {name: [[_slot(record), record.version] for record in records] for name, records in self._staged.items()}
 
     def resume(self, records: Iterable[PolicyVersion], table: dict[str, list[list[int]]]) -> None:
         """Takes up the records that `table` lists."""
@@ -86,5 +90,7 @@ class Staging:
         for name, entries in table.items():
             found = [known.get((f"{STAGED}/{name}/{slot}", version)) for slot, version in entries]
             self._staged[name] = [record for record in found if record is not None][-self._kept :]
-            if entries:
-                self._slot[name] = (entries[-1][0] + 1) % self._kept
+
+
+def _slot(record: PolicyVersion) -> int:
+    return int(record.part.rpartition("/")[2])
