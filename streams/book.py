@@ -83,7 +83,7 @@ class Book:
 
     def read(self, message: Transitions, offset: int) -> Lessons:
         """Takes in one message, its records in order."""
-        lessons = Lessons()
+        lessons = Lessons(offset)
         self._offset = offset
         self._mature(message.partition, message.event_time, lessons)
         for record in message.records:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,16 +23,16 @@ from headrace.policy.evaluation.gate import Gate, Verdict
 from headrace.policy.evaluation.guardrails import Alarm, Guardrails
 from headrace.policy.evaluation.ledger import Ledger
 from headrace.policy.names import LEARNED
-from headrace.policy.snapshot import SnapshotError
+from headrace.streams.frozen import Frozen
 from headrace.streams.lessons import Decision, Lessons
 from headrace.streams.metrics import Metrics
 from headrace.streams.parts import PolicyPart
-from headrace.streams.policies import control_arm, policy_of_arm, serves
+from headrace.streams.policies import control_arm, policy_of_arm, serves, stand_in
 from headrace.streams.ramp import Ramp
 from headrace.streams.records import Command, Opened, PolicyVersion, Transitions
 from headrace.streams.settings import Settings
 from headrace.streams.staging import Staging
-from headrace.streams.versions import arrays_of, version_of
+from headrace.streams.versions import MISFIT, arrays_of, version_of
 
 log = logging.getLogger("headrace.learner")
 PART = "gate"
@@ -59,12 +60,13 @@ class GatePart:
         g = settings.gate
         self._settings = g
         self.serves = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
-        self._control = control_arm(settings)
+        self._split = json.dumps([settings.arms.salt, settings.arms.shares])
+        self._stand_in = stand_in(settings)
         self._ramp = Ramp(loss=g.loss, planned=g.planned)
         self._gate = Gate(margin=g.margin, error=g.error, min_decisions=g.min_decisions, planned=g.planned)
         self.staging = Staging(every=g.stage_every, kept=g.staged)
         self.verdicts: dict[str, Verdict] = {}
-        self.frozen: dict[str, list[list[int]]] = {}  # policy → [from, to) offsets without learning; to -1: open
+        self.frozen = Frozen()
         self.known = -1
         self.commands = -1  # offset of the last command taken
         self.counts: Counter[tuple[str, str]] = Counter()  # (promotion, policy) or (rollback, rule), for metrics
@@ -74,7 +76,8 @@ class GatePart:
         self._checked = 0  # examples that the guarded policy had learned when its arrays were last looked at
         self._entries = 0  # of the history, published ones included
         self._dirty = False
-        self._new_guard = partial(Guardrails, arm=_GUARDED, control=self._control or None, floor=settings.policy.floor)
+        control = control_arm(settings) or None
+        self._new_guard = partial(Guardrails, arm=_GUARDED, control=control, floor=settings.policy.floor)
         self.start_evidence()
 
     def start_evidence(self) -> None:
@@ -97,13 +100,6 @@ class GatePart:
         found = {arm: self._ledger.value(arm) for arm in self.serves}
         return {arm: (int(value.decisions), value.mean) for arm, value in found.items()}
 
-    def is_frozen(self, policy: str) -> bool:
-        return bool(self.frozen.get(policy)) and self.frozen[policy][-1][1] < 0
-
-    def teaches(self, policy: str, offset: int) -> bool:
-        """Whether a policy learns from the message at `offset`."""
-        return not any(a <= offset and (b < 0 or offset < b) for a, b in self.frozen.get(policy, ()))
-
     def wants(self, command: Command, offset: int) -> None:
         """Somebody's command: taken at the next boundary."""
         if offset > self.commands:
@@ -124,13 +120,15 @@ class GatePart:
                 ledger.shown(decision.arm, ledger.bucket(decision.user_id))
                 shown[decision.arm, decision.version] += 1
             if decision.arm == _GUARDED:
-                ramp.shown(by_policy=self._counts(decision), decisions=1)
+                ramp.shown(by_policy=decision.policy != self._stand_in, decisions=1)
+                self._dirty = True
         for decision, reward in zip(lessons.decisions, lessons.rewards, strict=True):
             if reward and self._counts(decision):
                 ledger.rewarded(decision.arm, ledger.bucket(decision.user_id), reward)
                 earned[decision.arm, decision.version] += reward
             if reward and decision.arm == _GUARDED:
-                ramp.rewarded(by_policy=self._counts(decision), reward=reward)
+                ramp.rewarded(by_policy=decision.policy != self._stand_in, reward=reward)
+                self._dirty = True
         self._dirty |= bool(shown or earned)
         if self._settings.guard:
             self._propensities(message)
@@ -146,12 +144,16 @@ class GatePart:
         return decision.policy == self.serves.get(decision.arm)
 
     def _propensities(self, message: Transitions) -> None:
-        """Whether 1/p of the guarded arm's first positions is the number of candidates on average."""
+        """Whether 1/p of the champion's first positions is the number of candidates on average."""
         for record in message.records:
-            if isinstance(record, Opened) and record.arm == _GUARDED and record.slate:
+            if (
+                isinstance(record, Opened)
+                and (record.arm, record.policy) == (_GUARDED, self.champion)
+                and 0 < len(record.propensities) == 8 * len(record.slate)
+            ):
                 first = struct.unpack_from("<d", record.propensities)[0]
-                expected = len(record.candidates) / 8
-                self._alert(self._guard.decided(record.policy_version, expected=expected, observed=1 / first))
+                expected, observed = len(record.candidates) / 8, 1 / first if first > 0 else math.inf
+                self._alert(self._guard.decided(record.policy_version, expected=expected, observed=observed))
                 self._dirty = True
 
     def _alert(self, alarm: Alarm | None) -> None:
@@ -164,7 +166,7 @@ class GatePart:
         by_name = {part.policy.name: part for part in parts}
         alarm, self._alarm = self._alarm, None
         guarded = by_name.get(self.champion)
-        if self._settings.guard and guarded is not None and not self.is_frozen(self.champion):
+        if self._settings.guard and guarded is not None and self.champion not in self.frozen:
             self._guard_policy(guarded, alarm, boundary, offset)
         for at, command in self._waiting:
             self._obey(command, by_name, offset)
@@ -172,12 +174,13 @@ class GatePart:
             self._dirty = True
         self._waiting.clear()
         if self._ramp.move():
-            self._ledger, self._dirty = Ledger(list(self.serves)), True  # shares moved: arms must be counted alike
+            self._ledger, self.verdicts, self._dirty = Ledger(list(self.serves)), {}, True  # arms are counted alike
         if self._ramp.share == 1:
-            for arm in self._settings.challengers:
-                self._judge_challenger(arm)
+            for arm in self.serves:
+                if arm != _GUARDED and _GUARDED in self.serves:
+                    self._judge_arm(arm)
         for part in parts:
-            if not self.is_frozen(part.policy.name):
+            if part.policy.name not in self.frozen:
                 self.staging.stage(part.policy, boundary=boundary, offset=offset, created_ms=now_ms)
 
     def _guard_policy(self, part: PolicyPart, alarm: Alarm | None, boundary: int, offset: int) -> None:
@@ -189,14 +192,20 @@ class GatePart:
         if alarm is not None:
             self.counts["rollback", alarm.rule] += 1
             entry = Entry("rollback", part.policy.name, "guardrail", f"{alarm.rule}: {alarm.reason}")
-            good = self._guard.last_good
-            self._roll_back(part, offset, entry, self.staging.before(part.policy.name, -1 if good is None else good))
+            good = -1 if self._guard.last_good is None else self._guard.last_good
+            while (to := self.staging.before(part.policy.name, good)) and not self._put_back(part, to, offset):
+                pass  # what fits no more is no longer staged
+            if to is None:
+                part.begin_anew(offset=offset)
+            self._rolled_back(part, offset, entry, to)
 
-    def _judge_challenger(self, arm: str) -> None:
-        rivals = len(self._settings.challengers)
+    def _judge_arm(self, arm: str) -> None:
+        """How every arm fares beside the champion; only a challenger may take its place."""
+        challengers = self._settings.challengers
+        rivals = max(len(challengers), 1)
         verdict = self._gate.verdict(self._ledger, champion=_GUARDED, challenger=arm, challengers=rivals)
         self.verdicts[arm] = verdict
-        if verdict.decision == "promote" and not self.is_frozen(self.serves[arm]):
+        if arm in challengers and verdict.decision == "promote" and self.serves[arm] not in self.frozen:
             self._promote(arm, Entry("promote", self.serves[arm], "gate", verdict.reason))
 
     def _promote(self, arm: str, entry: Entry) -> None:
@@ -206,23 +215,25 @@ class GatePart:
         self._note(entry)
         self.start_evidence()
 
-    def _roll_back(self, part: PolicyPart, offset: int, entry: Entry, to: PolicyVersion | None) -> None:
-        """Puts a staged version back and stops learning: what was learned since then may be what went wrong."""
-        name = part.policy.name
-        if to is None:
-            part.begin_anew(offset=offset)
-            told = "to the beginning, as no version was staged yet"
-        else:
+    def _put_back(self, part: PolicyPart, to: PolicyVersion, offset: int) -> bool:
+        """Whether the staged version fits the policy: the settings may have made another of it since."""
+        try:
             part.become(*arrays_of(to), offset=offset)
-            told = f"to version {to.version}"
-        self._freeze(name, offset)
+        except MISFIT as error:
+            log.warning("staged version %s of %s cannot be put back: %s", to.version, part.policy.name, error)
+            self.staging.drop(to)
+            return False
+        return True
+
+    def _rolled_back(self, part: PolicyPart, offset: int, entry: Entry, to: PolicyVersion | None) -> None:
+        """Stops learning, and forgets what was learned since: it may be what went wrong."""
+        name = part.policy.name
+        told = "to the beginning, as no version was staged yet" if to is None else f"to version {to.version}"
+        self.frozen.begin(name, to.offset if to else -1)
         self.staging.drop_after(name, to.version if to else -1)
         self._note(Entry(entry.action, name, entry.who, f"{entry.why} ({told})", entry.command_id))
-        self._guard.reset()
-
-    def _freeze(self, name: str, offset: int) -> None:
-        if not self.is_frozen(name):
-            self.frozen.setdefault(name, []).append([offset + 1, -1])
+        if name == self.champion:
+            self._guard.reset()
 
     def _note(self, entry: Entry) -> None:
         log.warning("%s %s by %s: %s", entry.action, entry.policy, entry.who, entry.why)
@@ -240,15 +251,19 @@ class GatePart:
         elif command.action == "promote":
             self._promote(next(arm for arm, policy in self.serves.items() if policy == name and arm != _GUARDED), entry)
         elif command.action == "freeze":
-            self._freeze(name, offset)
+            self.frozen.begin(name, offset)
             self._note(entry)
         elif command.action == "unfreeze":
-            self.frozen[name][-1][1] = offset + 1
-            self._guard.reset()
+            self.frozen.end(name, offset)
+            if name == self.champion:
+                self._guard.reset()
             self._note(entry)
-        else:  # pin, rollback
-            self._roll_back(parts[name], offset, entry, self.staging.find(name, command.version))
+        elif (to := self.staging.find(name, command.version)) and self._put_back(parts[name], to, offset):  # or pin
+            self._rolled_back(parts[name], offset, entry, to)
             self.counts["rollback", "command"] += 1
+        else:
+            why = f"{command.action}: this version was made under other settings and fits no more: choose another"
+            self._note(Entry("refused", name, command.who, why, command.command_id))
 
     def _problem(self, command: Command, parts: dict[str, PolicyPart]) -> str:
         """Why a command cannot be obeyed, in one line that says what to do; empty where it can."""
@@ -261,9 +276,9 @@ class GatePart:
             return ""
         if name not in parts:
             return f"{name} is not learned here: choose one of {', '.join(parts)}"
-        if command.action == "unfreeze" and not self.is_frozen(name):
+        if command.action == "unfreeze" and name not in self.frozen:
             return f"{name} is not frozen"
-        if command.action == "freeze" and self.is_frozen(name):
+        if command.action == "freeze" and name in self.frozen:
             return f"{name} is frozen already"
         if command.action in ("pin", "rollback") and self.staging.find(name, command.version) is None:
             known = ", ".join(str(v) for v in self.staging.versions(name)) or "none yet"
@@ -297,7 +312,9 @@ class GatePart:
         arrays |= {f"guard.{name}": array for name, array in self._guard.arrays().items()}
         meta: Meta = {
             "serves": json.dumps(self.serves),
-            "frozen": json.dumps(self.frozen),
+            "split": self._split,
+            "stand_in": self._stand_in,
+            "frozen": self.frozen.told(),
             "staged": json.dumps(self.staging.table()),
             "verdicts": json.dumps({arm: vars(v) for arm, v in self.verdicts.items()}),
             "share": self._ramp.share,
@@ -307,39 +324,39 @@ class GatePart:
         }
         return [*staged, *lines, record(PART, arrays, meta)]
 
-    def resume(self, records: Iterable[PolicyVersion]) -> None:
-        """Becomes what was published; what does not fit the settings any more begins anew."""
+    def resume(self, records: Iterable[PolicyVersion], *, offset: int, comparable: bool = True) -> None:
+        """Becomes what was published; what does not fit the settings any more begins anew. `offset`: up to there
+        versions reach. `comparable` False: rewards are others now, and so evidence begins anew."""
+        self.known = offset  # what is read again without a record has been judged before, or was not to be
         latest = {record.part: record for record in records}
         record = latest.get(PART)
         if record is None:
             return
         try:
+            self.commands = int(record.meta["commands"])  # obeyed once, whatever else is in the record
             arrays, meta = arrays_of(record)
-        except SnapshotError as error:
-            log.warning("the gate's record is damaged and begins anew: %s", error)
-            return
-        self.staging.resume(latest.values(), json.loads(str(meta["staged"])))
-        self.known, self.commands, self._entries = record.offset, int(meta["commands"]), int(meta["entries"])
-        self._checked = int(meta["checked"])
-        self.frozen = {name: spans for name, spans in json.loads(str(meta["frozen"])).items() if name in LEARNED}
-        said = serves(meta, self.serves)
-        if not said:
-            log.warning("the arms are not those that the gate knew: its evidence begins anew")
-            return
-        self.serves = said
-        try:
-            self._ledger.restore(_of(arrays, "ledger."))
-            self._guard.restore(_of(arrays, "guard."))
-            self._ramp.restore(_of(arrays, "ramp."))
-        except ValueError as error:
-            log.warning("the gate's evidence cannot be resumed and begins anew: %s", error)
+            staged = json.loads(str(meta["staged"]))
+            self._checked, self._entries = int(meta["checked"]), int(meta["entries"])
+            said = serves(meta, self.serves)
+            self.staging.resume(latest.values(), staged)
+            self.frozen.resume(str(meta["frozen"]), among=LEARNED)
+            self.known = record.offset
+            same = said and comparable and meta.get("split", self._split) == self._split
+            champion = json.loads(str(meta["serves"])).get(_GUARDED)
+            self.serves = said or self.serves
+            if champion == self.champion and meta.get("stand_in", self._stand_in) == self._stand_in:
+                self._ramp.restore(_of(arrays, "ramp."))
             self.start_evidence()
-
-    def forget_spans(self, parts: Iterable[PolicyPart]) -> None:
-        """Spans without learning that no restart can reach again are dropped."""
-        for part in parts:
-            spans = self.frozen.get(part.policy.name, [])
-            self.frozen[part.policy.name] = [s for s in spans if s[1] < 0 or s[1] > part.reread_from]
+            if same:
+                self._ledger.restore(_of(arrays, "ledger."))
+                self._guard.restore(_of(arrays, "guard."))
+            else:
+                log.warning("arms or rewards are not those that the gate knew: its evidence begins anew")
+                self._dirty = True
+        except MISFIT as error:
+            log.warning("the gate's record cannot be resumed, its evidence begins anew: %s", error)
+            self.start_evidence()
+            self._dirty = True
 
 
 def _of(arrays: Arrays, prefix: str) -> Arrays:
@@ -358,9 +375,9 @@ def report(gate: GatePart, metrics: Metrics) -> None:
         for policy in set(gate.serves.values()):
             metrics.serving.labels(arm, policy).set(gate.serves[arm] == policy)
     metrics.gate_share.set(gate.share)
-    for policy in LEARNED:
-        if policy in gate.frozen:
-            metrics.frozen.labels(policy).set(gate.is_frozen(policy))
+    for policy in {*gate.frozen.ever, *gate.serves.values()}:
+        metrics.frozen.labels(policy).set(policy in gate.frozen)
+        metrics.promotions.labels(policy)  # a counter first seen at 1 has no increase
     for arm, (decisions, value) in gate.values().items():
         metrics.gate_decisions.labels(arm).set(decisions)
         metrics.gate_value.labels(arm).set(value)

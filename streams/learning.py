@@ -9,7 +9,7 @@ whoever learned them, and a learner resumed from its last versions ends where on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +21,7 @@ from headrace.streams import estimates
 from headrace.streams.book import Book, Decision, Widths
 from headrace.streams.context import ContextEncoder
 from headrace.streams.estimates import Estimates
+from headrace.streams.frozen import Span, within
 from headrace.streams.gate import PART, GatePart
 from headrace.streams.parts import BehaviourParts, PolicyPart
 from headrace.streams.policies import policy_of_arm
@@ -28,7 +29,7 @@ from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.rewards import Rewards
 from headrace.streams.settings import Settings
 from headrace.streams.start import begin
-from headrace.streams.versions import arrays_of, make_policy, version_of
+from headrace.streams.versions import MISFIT, arrays_of, make_policy, version_of
 
 log = logging.getLogger("headrace.learner")
 
@@ -98,7 +99,8 @@ class Learning:
             return 0
         self.offset = max(record.offset for record in latest.values())
         self._boundaries = max(record.version for record in latest.values())
-        others = {str(record.meta.get("rewards", self._told)) for record in latest.values()} - {self._told}
+        mine = [latest[part.policy.name] for part in self.policies if part.policy.name in latest]
+        others = {str(record.meta.get("rewards", "by the release before")) for record in mine} - {self._told}
         if others:  # never mixed: what was learned from other rewards is learned again from these
             log.warning(
                 "rewards are told as %s, what was learned was told as %s: policies begin anew from the log",
@@ -106,6 +108,9 @@ class Learning:
                 ", ".join(sorted(others)),
             )
             latest = {part: r for part, r in latest.items() if r.policy in self.behaviour.models or part == PART}
+            for part in self.policies:
+                part.learn_anew()
+            self.estimates.changed = True
         self.behaviour.resume([r for r in latest.values() if r.policy in self.behaviour.models])
         starts = [self.behaviour.known + 1]
         for part in self.policies:
@@ -113,9 +118,7 @@ class Learning:
             if record is not None:
                 part.resume(record)
             starts.append(record.replay_from if record is not None and part.known >= 0 else 0)
-        self.gate.resume(latest.values())
-        if others:
-            self.gate.start_evidence()
+        self.gate.resume(latest.values(), offset=self.offset, comparable=not others)
         starts.append(latest[PART].replay_from if PART in latest else 0)
         self._resume_estimates(latest.get(estimates.PART))
         return min(starts)
@@ -124,8 +127,9 @@ class Learning:
         if record is not None:
             try:
                 self.estimates.restore(*arrays_of(record))
-            except ValueError as error:
+            except MISFIT as error:
                 log.warning("estimates cannot be resumed and are made anew: %s", error)
+                self.estimates.changed = True
 
     def apply(self, message: Transitions, offset: int, *, now_ms: int = 0, publish: bool = True) -> list[PolicyVersion]:
         """Learns one message; returns the versions that fall due after it.
@@ -138,11 +142,13 @@ class Learning:
         steps = lessons.steps(self._widths) if any(part.policy.follows for part in self.policies) else None
         for part in self.policies:
             name = part.policy.name
-            if self.gate.teaches(name, offset):
+            own, missed = self._own.get(name), self.gate.frozen.missed(name)
+            if not within(missed, offset):
                 mine, then = examples, steps
-                if name in self._own:
-                    mine = lessons.examples(self._widths, of=self._own[name])
-                    then = lessons.steps(self._widths, of=self._own[name])
+                if own is not None or missed:
+                    mine = lessons.examples(self._widths, of=partial(_known, own, missed))
+                if own is not None:
+                    then = lessons.steps(self._widths, of=own)
                 part.take(mine, then if part.policy.follows else None, offset, replay_from=replay_from)
         if lessons.behaviour:
             self.behaviour.take(lessons.behaviour, offset)
@@ -193,6 +199,12 @@ class Learning:
                 created_ms=now_ms,
             )
         ]
+
+
+def _known(own: Callable[[Decision], bool] | None, missed: Sequence[Span], decision: Decision) -> bool:
+    """Whether a policy learns from the decision and learned when it was shown: without its example there is nothing
+    that a correction could correct."""
+    return (own is None or own(decision)) and not within(missed, decision.shown_at)
 
 
 def _own(settings: Settings, name: str, decision: Decision) -> bool:

@@ -49,6 +49,7 @@ class Decision:
         "propensities",
         "rewards",
         "scalars",
+        "shown_at",
         "size",
         "stage",
         "state",
@@ -74,6 +75,7 @@ class Decision:
         self.scalars = opened.scalars
         self.propensities = opened.propensities
         self.learned = 0  # bit p: position p is an example
+        self.shown_at = -1  # offset of the message that showed the first of them
         self.table, self.theta, self.placement = table, theta, placement  # by which it is learned
         self.stage = 0  # how many ends of delays.EDGES_MS its age has passed
         # Most decisions earn nothing and are heard of once: these grow when they must.
@@ -102,6 +104,7 @@ class Followed:
 class Lessons:
     """What one message teaches, in the order of its records."""
 
+    offset: int = -1
     decisions: list[Decision] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -187,6 +190,7 @@ class Lessons:
             return False
         if not decision.learned:
             self.first_shown.append(decision)
+            decision.shown_at = self.offset
         decision.learned |= 1 << position
         self.add(decision, position, decision.told(position), fresh=True)
         return True

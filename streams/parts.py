@@ -15,7 +15,7 @@ import numpy as np
 from headrace.policy.base import Arrays, Examples, Meta, Policy, Steps
 from headrace.policy.behaviour import CoOccurrence, Popularity, behaviour
 from headrace.streams.records import Behaviour, PolicyVersion
-from headrace.streams.versions import arrays_of, part_of, version_of
+from headrace.streams.versions import MISFIT, arrays_of, part_of, version_of
 
 log = logging.getLogger("headrace.learner")
 _CHECKPOINT_BITS = 16  # a part that learned nothing for 2^16 offsets is published again: a restart reads on from there
@@ -55,7 +55,6 @@ class PolicyPart:
         """`started`: the policy knows something already, which is to be published. `rewards`: their version."""
         self.policy, self._rewards = policy, rewards
         self.known = self.forgot = -1
-        self.reread_from = 0  # a restart reads the log from here
         self._beginning = policy.snapshot()
         self._published = -1
         self._learned = started  # something since the last version
@@ -65,11 +64,16 @@ class PolicyPart:
         """Becomes what was published, or starts anew where the settings have since made another policy of it."""
         try:
             self.policy.restore(*arrays_of(record))
-        except ValueError as error:
+            self.forgot = int(record.meta.get("forgot", -1))
+        except MISFIT as error:
             log.warning("%s %s cannot be resumed and is learned anew: %s", record.part, record.version, error)
+            self.policy.restore(*self._beginning)
             return
         self.known = self._published = record.offset
-        self.forgot, self.reread_from = int(record.meta.get("forgot", -1)), record.replay_from
+
+    def learn_anew(self) -> None:
+        """Begins from nothing, and is published at the next boundary even if the log teaches nothing any more."""
+        self._learned = True
 
     def become(self, arrays: Arrays, meta: Meta, *, offset: int) -> None:
         """Puts an earlier version back, after the message at `offset`."""
@@ -106,7 +110,6 @@ class PolicyPart:
     def publish(self, *, version: int, offset: int, book: int, created_ms: int) -> PolicyVersion:
         """`book` is the book's replay offset after the message at `offset`."""
         self._published, self._learned = offset, False
-        self.reread_from = self._trail.replay_from(book)
         arrays, meta = self.policy.snapshot()
         return version_of(
             self.policy.name,
@@ -114,7 +117,7 @@ class PolicyPart:
             meta | {"forgot": self.forgot, "rewards": self._rewards},
             version=version,
             offset=offset,
-            replay_from=self.reread_from,
+            replay_from=self._trail.replay_from(book),
             created_ms=created_ms,
         )
 
@@ -155,7 +158,7 @@ class BehaviourParts:
                 name, shard = part_of(record)
                 self.models[name].restore(shard, *arrays_of(record))
             self._slots = dict(zip(self._turn, slots, strict=True))
-        except ValueError as error:
+        except MISFIT as error:
             log.warning("the behaviour models cannot be resumed and are learned anew: %s", error)
             self.__init__()  # type: ignore[misc]
             return

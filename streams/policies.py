@@ -22,7 +22,7 @@ from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 from headrace.streams.start import begin
 from headrace.streams.state import short_hash
-from headrace.streams.versions import make_policy, version_of
+from headrace.streams.versions import MISFIT, SERVED, make_policy, version_of
 
 log = logging.getLogger("headrace.worker")
 _POPULAR = 400  # how far down the popularity list candidates are drawn from
@@ -68,6 +68,12 @@ def control_arm(settings: Settings) -> str:
     return settings.gate.control or next((arm for arm in BASELINES if arm in settings.arms.shares), "")
 
 
+def stand_in(settings: Settings) -> str:
+    """The policy that decides where the policy may not yet: the control arm's by the settings, whatever was promoted
+    since; empty where the policy always decides."""
+    return policy_of_arm(settings, control_arm(settings)) if settings.gate.loss else ""
+
+
 class Policies:
     """One object a worker. `apply` takes what the learner published; everything else only reads."""
 
@@ -77,7 +83,7 @@ class Policies:
         self._served: dict[str, Served] = {}
         self.contexts = ContextEncoder(settings).size
         self._by_arm = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
-        self._control = control_arm(settings)
+        self._stand_in = stand_in(settings)
         self._share = settings.gate.loss or 1.0  # of the users of the arm `policy` whom the policy decides for
         for name in {*self._by_arm.values(), "popular"}:
             self._served[name] = Served(name, 0, self._make(name, dim))
@@ -101,6 +107,8 @@ class Policies:
     def apply(self, version: PolicyVersion) -> None:
         """Swaps one part in. A part that is damaged or does not fit is refused and the one before goes on serving."""
         name, _, shard = version.part.partition("/")
+        if name not in SERVED and name != "gate":
+            return  # the learner's own
         try:
             arrays, meta = unpack(version.arrays, version.sha256)
             if name == "popularity":
@@ -119,15 +127,15 @@ class Policies:
                     raise ValueError("it holds a number that is not finite")
                 policy.restore(arrays, meta)
                 self._served[name] = Served(name, version.version, policy)
-        except ValueError as error:
+        except MISFIT as error:
             log.warning("policy version %s of %s is refused: %s", version.version, version.part, error)
 
     def serving(self, arm: str, user_id: str) -> Served:
         """What decides now for a user of an arm. A policy that has learned nothing yet leaves its users to what is
         popular; one that is still held against a control leaves it those above its share (ramp.place)."""
         name = self._by_arm[arm]
-        if arm == "policy" and self._share < 1 and place(user_id) >= self._share:
-            name = self._by_arm[self._control]
+        if arm == "policy" and self._stand_in and self._share < 1 and place(user_id) >= self._share:
+            name = self._stand_in
         served = self._served[name]
         if name in LEARNED and not served.version and name != self._started:
             name = "popular"

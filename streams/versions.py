@@ -15,6 +15,7 @@ from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 
 SERVED = (*POLICIES, "popularity", "co_occurrence")  # what a worker takes up; other records are the learner's own
+MISFIT = (ValueError, LookupError, TypeError)  # what comes of a record that is damaged, or of another release
 
 
 def make_policy(settings: Settings, name: str, *, dim: int) -> Policy:
