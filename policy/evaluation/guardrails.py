@@ -1,7 +1,7 @@
 """What takes a bad policy back within a few hundred decisions: four rules, each with a bound on its false alarms.
 
     not_finite    a published array or number is NaN or infinite                            check_arrays
-    norm          an array is many times larger than in the versions before                 check_arrays
+    norm          what is served is many times larger than in the versions before           check_arrays
     calibration   the logged propensities are not the chances that items were drawn with    decided
     reward        the arm earns far less than it did, and the control arm does not          rewarded
 
@@ -26,6 +26,8 @@ _BETS = (-0.9, -0.2, 0.02, 0.1, 0.5)  # on Σ 1/p: negative ones as a share of t
 _RICH = 1e300
 _BLOCK = 20  # decisions at least from which the usual reward is taken
 _SOON = 150  # decisions without any reward that are to be enough for an alarm where rewards are frequent
+_SUMS = frozenset(("precision", "moment", "squares"))  # over examples: traffic alone makes them grow
+_RECORDS = frozenset(("held", "replay", "adam"))  # examples themselves, and an optimiser's sums over them
 _NO_NORM = 1e-9
 _SMALL_NORM = 1.0  # an array whose entries' root mean square is below this × `norm_ratio` is never too large
 
@@ -107,7 +109,7 @@ class Guardrails:
         for key in sorted(meta):
             if isinstance(value := meta[key], float) and not math.isfinite(value):
                 return Alarm("not_finite", f"{key} is {value}")
-        norms = {name: _log_norm(array) for name, array in arrays.items() if array.dtype.kind == "f" and array.size}
+        norms = {name: _log_norm(array) for name, array in arrays.items() if _sized(name, array)}
         slack = math.log(self._norm_ratio)
         for name in sorted(norms):
             usual = max(self._norms.get(name, norms[name]), math.log(_SMALL_NORM))
@@ -287,6 +289,12 @@ def _lundberg(theta: float, tolerance: float) -> float:
         w = (low + high) / 2
         low, high = (w, high) if w * (1 - theta) < (1 - theta**w) / (1 - tolerance) else (low, w)
     return low
+
+
+def _sized(name: str, array: F64) -> bool:
+    """Whether the size of an array says something of the policy, and not of how much it has seen."""
+    *within, last = name.split(".")
+    return array.dtype.kind == "f" and array.size > 0 and last not in _SUMS and _RECORDS.isdisjoint(within)
 
 
 def _log_norm(array: F64) -> float:

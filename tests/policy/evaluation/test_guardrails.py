@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from headrace.policy.checks import make_examples
 from headrace.policy.evaluation.guardrails import Alarm, Guardrails
 from headrace.policy.neural_linear import NeuralLinear
 from headrace.policy.registry import make
+from headrace.policy.rl.checks import make_steps
 
 
 def feed(guard: Guardrails, rate: float, *, decisions: int, seed: int = 0, version: int = 1, at_once: int = 5):  # type: ignore[no-untyped-def]
@@ -141,6 +143,27 @@ def test_versions_of_a_learning_policy_pass_and_a_blown_up_one_does_not() -> Non
         alarm = guard.check_arrays(blown, meta)
         assert alarm is not None and alarm.rule == "norm"
         assert guard.check_arrays(arrays, meta) is None  # what was refused did not become usual
+
+
+@pytest.mark.parametrize("name", ["linucb", "squarecb", "neural_linear"])
+def test_a_shop_that_opens_is_no_alarm(name: str) -> None:
+    """Twenty versions of a few examples each, then hundreds in one: sums over examples grow, what is served does not."""
+    guard, policy = Guardrails(), make(name, dim=12)
+    for batch, n in enumerate([3] * 20 + [900] * 2):
+        policy.learn(make_examples(policy, n=n, seed=batch, first_id=1_000 * batch))
+        assert guard.check_arrays(*policy.snapshot()) is None
+
+
+def test_users_who_come_back_later_are_no_alarm() -> None:
+    guard, policy = Guardrails(), make("dqn", dim=12, rl_replay=64)
+    for batch, longer in enumerate([1.0] * 8 + [200.0] * 2):
+        steps = make_steps(policy, n=32, seed=batch)
+        policy.follow(replace(steps, elapsed_s=steps.elapsed_s * longer))
+        assert guard.check_arrays(*policy.snapshot()) is None
+    arrays, meta = policy.snapshot()
+    assert any(name.startswith("adam.") for name in arrays)
+    alarm = guard.check_arrays({**arrays, "q.out": arrays["q.out"] * 1_000}, meta)
+    assert alarm is not None and alarm.reason.startswith("q.out is ")
 
 
 def test_arrays_that_begin_as_zeros_are_watched_too() -> None:
