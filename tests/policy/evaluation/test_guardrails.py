@@ -147,7 +147,7 @@ def test_versions_of_a_learning_policy_pass_and_a_blown_up_one_does_not() -> Non
 
 @pytest.mark.parametrize("name", ["linucb", "squarecb", "neural_linear"])
 def test_a_shop_that_opens_is_no_alarm(name: str) -> None:
-    """Twenty versions of a few examples each, then hundreds in one: sums over examples grow, what is served does not."""
+    """Versions of a few examples each, then of hundreds: sums over examples grow, what is served does not."""
     guard, policy = Guardrails(), make(name, dim=12)
     for batch, n in enumerate([3] * 20 + [900] * 2):
         policy.learn(make_examples(policy, n=n, seed=batch, first_id=1_000 * batch))
