@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,25 +76,28 @@ def is_records(path: Path) -> bool:
     """Whether the file holds our own records: each line is a JSON list, a foreign row is an object."""
     if not re.search(r"\.(jsonl|ndjson)(\.gz)?$", path.name.lower()):
         return False
-    try:
-        with _open(path, "rb") as file:
-            return next((line.lstrip() for line in file if line.strip()), b"").startswith(b"[")
-    except (OSError, EOFError) as error:
-        raise HeadraceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return next((line.lstrip() for line in _lines(path) if line.strip()), b"").startswith(b"[")
 
 
 def from_file(path: Path, take: Take) -> None:
     """Hands over every record. Raises HeadraceError for a line that is none, and names it."""
-    with _open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    message = _decode_line(line)
-                except msgspec.DecodeError as error:
-                    raise HeadraceError(
-                        f"{path}: line {number:,} is no record of transitions ({error}); write the file with --save"
-                    ) from None
-                take(message)
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                message = _decode_line(line)
+            except msgspec.DecodeError as error:
+                raise HeadraceError(
+                    f"{path}: line {number:,} is no record of transitions ({error}); write the file with --save"
+                ) from None
+            take(message)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with _open(path, "rb") as file:
+            yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise HeadraceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 @contextmanager
@@ -132,8 +136,8 @@ def policy(settings: Settings, name: str, *, dim: int) -> Policy:
     if path.exists():
         return _snapshot(settings, path, dim=dim)
     raise SettingsError(
-        f"--target {name}: neither uniform, one of {', '.join(POLICIES)} (NAME@VERSION for a certain version), nor the "
-        "file or folder of a snapshot"
+        f"--target {name}: neither uniform, one of {', '.join(BASELINES + LEARNED)} (NAME@VERSION for a certain "
+        "version), nor the file or folder of a snapshot"
     )
 
 
@@ -179,6 +183,6 @@ def _restored(settings: Settings, what: str, name: str, arrays: Arrays, meta: Me
     made = make_policy(settings, name, dim=dim)
     try:
         made.restore(arrays, meta)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise HeadraceError(f"{what} does not fit these records and settings: {error}") from None
     return made

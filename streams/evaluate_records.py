@@ -33,6 +33,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 _AT_ONCE = 64  # decisions scored together
 _LARGEST = 100.0  # of a feature that q̂ sees, as in streams/lessons.py
+_NUMBERS = (("state", "<f4"), ("context", "<f4"), ("all_items", "<f2"), ("all_scalars", "<f4"))
 _MIXED = "several"  # in place of the version of rewards
 
 
@@ -97,6 +98,9 @@ class Decisions:
         if record.busy:
             self.left_out["of crawlers"] += 1
             return
+        if len(record.propensities) != 8 * len(record.slate):
+            self.left_out["damaged"] += 1
+            return
         n = len(record.candidates) // 8
         full = self._fits(record, n)
         if full:
@@ -116,9 +120,13 @@ class Decisions:
         d = len(record.state) // 4
         return (
             n > 0
+            and len(record.candidates) == 8 * n
+            and len(record.state) == 4 * d
             and len(record.all_items) == 2 * n * d
             and len(record.all_scalars) == 4 * n * len(SCALARS)
             and len(record.context) == 4 * self._contexts
+            and {item_key(item) for item in record.slate} <= set(np.frombuffer(record.candidates, "<u8").tolist())
+            and all(np.isfinite(np.frombuffer(getattr(record, name), dtype)).all() for name, dtype in _NUMBERS)
         )
 
     def _outcome(self, record: Outcome) -> None:
@@ -143,15 +151,15 @@ class Decisions:
         decision = self._found.get(record.recommendation_id)
         if decision is None or decision.closed:
             return
-        if record.closed_as != "shown":
-            self._drop(record.recommendation_id, record.closed_as)
+        if record.closed_as != "shown" or len(record.shown) != len(record.rewards):
+            self._drop(record.recommendation_id, record.closed_as if record.closed_as != "shown" else "damaged")
             return
         decision.closed = True
         self._version = record.reward_version
         if any(record.rewards):
             decision.under(record.reward_version)
-        decision.shown = {p for p in record.shown if 0 <= p < decision.size}
-        decision.rewards = dict(zip(record.shown, record.rewards, strict=True))
+        decision.rewards = {p: r for p, r in zip(record.shown, record.rewards, strict=True) if 0 <= p < decision.size}
+        decision.shown = set(decision.rewards)
 
     def _drop(self, name: str, reason: str) -> None:
         if self._found.pop(name, None) is not None:

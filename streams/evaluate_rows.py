@@ -33,6 +33,8 @@ _ITEMS = 200  # so many items have a weight of their own in q̂, the rest share 
 _WORDS = 12  # values of one context column that have a weight of their own
 _MODELLED = 200_000  # decisions that q̂ is fitted on and asked about
 _STRENGTH = 20.0  # showings at the average that `popular` imagines of every item
+_LIMITS = {"candidates": (1, 10**9), "position": (-(10**9), 10**9), "reward": (-1e9, 1e9)}
+_SMALLEST = 1e-9  # of a propensity above 0: weights beyond it are beyond arithmetic too
 
 
 class Rows:
@@ -77,7 +79,7 @@ def read(path: Path, mapping: Path | None) -> Rows:
             try:
                 if isinstance(row, Bad):
                     raise Unmappable(row.reason)
-                messages.append(to_message(row, number))
+                messages.append(_within_limits(to_message(row, number)))
             except Unmappable as reason:
                 bad[str(reason)] += 1
                 first.setdefault(str(reason), number)
@@ -93,6 +95,16 @@ def read(path: Path, mapping: Path | None) -> Rows:
     if not messages:
         raise HeadraceError(f"{path}: holds no row to evaluate")
     return Rows(messages)
+
+
+def _within_limits(message: Message) -> Message:
+    """Raises Unmappable. Propensities that are none at all are counted, and refused, by the evaluation itself."""
+    for name, (low, high) in _LIMITS.items():
+        if name in message and not low <= message[name] <= high:
+            raise Unmappable(f"{name} is not between {low:,.0f} and {high:,.0f}")
+    if 0 < message["propensity"] < _SMALLEST:
+        raise Unmappable(f"propensity is below {_SMALLEST:g}")
+    return message
 
 
 # -- the target -------------------------------------------------------------------------------------------------------

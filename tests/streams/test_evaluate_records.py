@@ -322,6 +322,31 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
         save([], tmp_path / "log.csv")
 
 
+def test_a_file_that_was_cut_off_is_said(headrace, tmp_path):
+    save([make_transitions(make_opened(f"r-{n}")) for n in range(200)], tmp_path / "log.jsonl.gz")
+    data = (tmp_path / "log.jsonl.gz").read_bytes()
+    (tmp_path / "log.jsonl.gz").write_bytes(data[: len(data) // 2])
+    code, _, err = headrace("log.jsonl.gz", "--target", "uniform")
+    assert code == 1 and err.startswith("headrace: log.jsonl.gz: cannot be read: ")
+
+
+def test_damaged_records_are_left_out():
+    whole = make_opened("r-0", c=1)
+    whole = msgspec.structs.replace(whole, all_items=whole.items, all_scalars=whole.scalars)
+    changes = [
+        {},
+        {"propensities": whole.propensities[:-3]},
+        {"candidates": whole.candidates[:-8] + bytes(8)},  # not one of the slate's
+        {"all_items": np.full(3 * 64, np.nan, "<f2").tobytes()},
+        {},
+    ]
+    records = [msgspec.structs.replace(whole, recommendation_id=f"r-{n}", **c) for n, c in enumerate(changes)]
+    shown = [make_impression(f"r-{n}", positions=[0]) for n in range(5)]
+    ended = msgspec.structs.replace(make_closed("r-4", rewards={0: 1.0}), rewards=[1.0, 2.0])
+    decisions, left_out = judged(*records, *shown, ended)
+    assert [d.opened is not None for d in decisions] == [True, False, False] and left_out == {"damaged": 2}
+
+
 @pytest.mark.parametrize(
     ("log", "wanted"),
     [
