@@ -17,7 +17,7 @@ from headrace.streams.records import Behaviour, Opened
 from headrace.streams.rewards import Earned
 
 _NO_DIFFERENCE = 1e-9  # rewards are sums of a few floats: smaller differences are rounding
-_LARGEST_REWARD = 1e6  # of a row: more is refused
+_LARGEST_REWARD = 1e6  # of a row, a change too: policies refuse more
 _LARGEST = 100.0  # of a scalar or context feature: beyond it one example would drown all others
 
 
@@ -143,7 +143,7 @@ class Lessons:
             scalars=scalars.clip(-_LARGEST, _LARGEST),
             propensities=joined([x.propensities[8 * p : 8 * (p + 1)] for x, p in rows], "<f8", 1)[:, 0],
             positions=np.array(positions, np.int64),
-            rewards=np.array([self.rewards[i] for i in chosen], np.float64),
+            rewards=np.array([self.rewards[i] for i in chosen], np.float64).clip(-_LARGEST_REWARD, _LARGEST_REWARD),
             fresh=np.array([self.fresh[i] for i in chosen], np.bool_),
             ids=np.array([(x.id + p) & 0xFFFF_FFFF_FFFF_FFFF for x, p in rows], np.uint64),
         )

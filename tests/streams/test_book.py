@@ -224,3 +224,5 @@ def test_numbers_that_are_none_teach_nothing_and_huge_ones_are_bounded() -> None
     assert read(book, make_outcome(position=0, reward=math.nan)) == []
     assert read(book, make_outcome(position=0, reward=math.inf)) == [(0, 1e6, False)]
     assert read(book, make_outcome(position=0, reward=-1e9)) == [(0, -2e6, False)]
+    swung = book.read(make_transitions(make_outcome(position=0, reward=5e9)), 9).examples(widths)
+    assert swung is not None and swung.rewards.tolist() == [1e6], "policies refuse a larger change"
