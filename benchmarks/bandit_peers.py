@@ -220,8 +220,8 @@ each set the best on two other seeds runs. All see the same features, scaled ali
 own feature vector of every action; learners that hold one model an action, as the others do, get the user's state and
 which items are of the user's kinds. Our policies run with a floor of .002. **{ours}** is the one of ours with the
 lowest loss on ten more seeds, one for all sets: seeds added after a first run, as the two tuning seeds alone would
-have named plain lints. Our configurations were narrowed on development seeds, the peers' less so. The best peer is the best on the reported seeds. Intervals are of
-paired differences by seed; µs are CPU time of deciding and learning.
+have named plain lints. Our configurations were narrowed on development seeds, the peers' less so. The best peer is the
+best on the reported seeds. Intervals are of paired differences by seed; µs are CPU time of deciding and learning.
 """
 
 
