@@ -11,6 +11,7 @@ import pytest
 from headrace.policy import checks
 from headrace.policy.checks import make_query
 from headrace.policy.conservative import Budget, Conservative
+from headrace.policy.evaluation.gate import boundary
 from headrace.policy.registry import make
 
 
@@ -142,3 +143,16 @@ def test_a_query_with_a_bad_number_is_refused_by_either() -> None:
     scalars[1, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         policy.decide(replace(query, scalars=scalars), 2)
+
+
+def test_the_budget_is_the_condition_written_out() -> None:
+    """Kazerouni et al. 2017, equation 3, with what is not known of both, the baseline's part scaled by c."""
+    random = np.random.default_rng(0)
+    budget, mine, theirs = Budget(loss=0.1), random.random(3_000) + 0.5, random.random(400) * 4
+    budget.observed(np.ones(3_000), mine)
+    budget.observed(np.zeros(400), theirs)
+    value, c = theirs.mean(), 0.9 * 3_000 - 0.1 * 400
+    unsure = np.sqrt((mine**2).sum() + c**2 * (theirs**2).sum() / 400**2)
+    far = boundary(3_400, error=budget.error, planned=budget.planned) * unsure
+    assert mine.sum() > far
+    assert budget.decisions() == pytest.approx((mine.sum() - far) / value - c)

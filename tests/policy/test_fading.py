@@ -171,3 +171,14 @@ def test_values_out_of_range_are_refused() -> None:
             make(name, dim=4, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="discount is -1"):
         Fading(discount=-1.0)
+
+
+def test_weight_three_is_the_example_three_times_in_the_width_too() -> None:
+    """Ṽ fades by γ² within a weight as between examples."""
+    heavy, thrice = (LinUCB(dim=3, scalars=("popularity",), discount=GAMMA) for _ in range(2))
+    examples = make_examples(heavy, n=20)
+    heavy.learn(replace(examples, weights=np.full(20, 3.0)))
+    rows = np.repeat(np.arange(20), 3)
+    thrice.learn(replace(take(examples, rows), ids=np.arange(60, dtype=np.uint64)))
+    assert np.allclose(heavy.regression.squares, thrice.regression.squares)
+    assert np.allclose(heavy.regression.precision, thrice.regression.precision)

@@ -142,6 +142,38 @@ def some(steps: Steps, rows: slice) -> Steps:
     return replace(steps, **{f.name: getattr(steps, f.name)[rows] for f in fields(steps)})
 
 
+@pytest.mark.parametrize("largest", [0.5, 2.0])
+def test_reinforce_is_weighed_by_what_the_log_did_and_by_the_slate(largest: float) -> None:
+    """Chen et al. 2019, sections 4.3 and 4.4, written out: min(π/β, c) · K (1 - π)^(K-1) · gain, held constant."""
+    policy = Reinforce(rl_slate=3, contexts=1, largest_weight=largest, **_SMALL)
+    for seed in range(3):
+        policy.follow(checks.make_steps(policy, seed=seed, k=4))
+    batch = training.Batch.of(policy._batch(np.arange(64)) | {"weights": np.ones(64, np.float32)})
+    nets = {
+        name: {key: training.torch.from_numpy(array) for key, array in net.items()}
+        for name, net in policy._networks.items()
+    }
+    loss, errors = training.reinforce_errors(nets, batch, size=3, largest_weight=largest, others=2)
+    f, value = training.forward(nets["q"], batch.x, batch.states, batch.contexts)
+    _, after = training.forward(nets["q_label"], batch.next_x, batch.next_states, batch.next_contexts)
+    pool = training._others(nets["q"], batch, 2)
+    log_z, log_left = (a.numpy() for a in training.log_normalisers(f, batch.shown, batch.propensities, pool))
+    shown, scores, beta = batch.shown.numpy(), f.numpy(), batch.propensities.numpy()
+    returns = batch.rewards.numpy() + (batch.later + batch.discounts * after).numpy()[:, None]
+    log_pi = np.where(shown, scores - log_left, 0.0)
+    weight = np.minimum(np.exp(log_pi) / np.maximum(beta, 1e-9), largest)
+    assert (weight[shown] == largest).any() and (weight[shown] < largest).any()
+    gain = np.where(shown, returns - value.numpy()[:, None], 0.0)
+    gain /= np.sqrt((gain**2).sum() / shown.sum())
+    pi = np.minimum(np.exp(scores - log_z[:, None]), 1.0)
+    count = shown.sum(axis=1)
+    policy_loss = (weight * 3 * (1 - pi) ** 2 * gain * log_pi).sum(axis=1) / count
+    td = np.abs(value.numpy() - np.where(shown, returns, 0.0).sum(axis=1) / count)
+    assert np.allclose(errors.numpy(), td, atol=1e-5)
+    huber = np.where(td < 1, td**2 / 2, td - 0.5)
+    assert loss.item() == pytest.approx((huber - policy_loss).mean(), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["dqn", "slateq", "reinforce"])
 def test_a_user_who_comes_back_after_weeks_and_pays_in_yen_is_learned_from(name: str) -> None:
     policy = make(name, dim=8)

@@ -125,3 +125,12 @@ def test_values_out_of_range_are_refused() -> None:
     for wrong in ({"error": 0.0}, {"error": 0.6}, {"margin": -0.1}, {"min_decisions": 0}, {"planned": 0}):
         with pytest.raises(ValueError, match=r"error is|margin is|must be at least"):
             Gate(**wrong)
+
+
+def test_bounds_are_those_of_the_difference_at_the_margin() -> None:
+    """new - (1 + margin) old has the variance of both, the champion's scaled along."""
+    gate, ledger = Gate(margin=0.5), make_ledger(0.1, 0.12)
+    found, old, new = verdict(gate, ledger), ledger.value("champion"), ledger.value("challenger")
+    error = math.sqrt(new.variance + 1.5**2 * old.variance)
+    far = error * boundary(80_000, error=gate.error, planned=gate.planned) / old.mean
+    assert (found.lower, found.upper) == pytest.approx((found.lift - far, found.lift + far))

@@ -151,3 +151,21 @@ def test_diagnostics_by_hand():
     assert found.calibration_error == pytest.approx(w.std(ddof=1) / 2)
     even = iv.diagnose(np.ones((5, 3)), np.ones((5, 3)), np.arange(5))
     assert (even.ess, even.share, even.calibration) == (5.0, 1.0, 1.0)
+
+
+def test_empirical_bernstein_is_maurers_and_pontils():
+    """Theorem 4, for users who come once each: mean ± (√(2 V ln(2/δ) / G) + 7 R ln(2/δ) / (3 (G - 1)))."""
+    x = np.random.default_rng(0).random(400)
+    data = iv.bounded_below(x[:, None], np.ones((400, 1)), np.ones((400, 1)), np.arange(400), least=0.0, most=1.0)
+    log_term = np.log(2 / 0.025)
+    far = np.sqrt(2 * x.var(ddof=1) * log_term / 400) + 7 * log_term / (3 * 399)
+    found = iv.empirical_bernstein(data, width=1.0)
+    assert (found.low, found.high) == pytest.approx((x.mean() - far, x.mean() + far), abs=1e-6)
+
+
+def test_no_bet_can_lose_everything():
+    """After a run of good luck the worst that can happen costs at most half of the capital."""
+    sums = np.concatenate([np.full(50, 1.0), np.zeros(50)])
+    capital = iv.log_capital(sums, np.ones(100), np.zeros(100), 0.9)
+    assert np.isfinite(capital).all()
+    assert np.diff(capital).min() >= np.log(0.5) - 1e-12 and np.diff(capital).min() < -0.01

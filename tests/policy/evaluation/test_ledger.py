@@ -90,3 +90,12 @@ def test_restores_and_refuses() -> None:
     for arms, buckets in (([], 8), (["a", "a"], 8), (["a"], 1)):
         with pytest.raises(ValueError, match=r"name at least one|at least 2"):
             Ledger(arms, buckets=buckets)
+
+
+def test_variance_is_the_formula_written_out() -> None:
+    ledger = Ledger(["a"], buckets=8)
+    n, r = np.array([2.0, 3.0, 1.0]), np.array([1.0, 3.0, 0.0])
+    ledger.add("a", np.array([0, 4, 7]), n, r)
+    left = r - r.sum() / n.sum() * n
+    # G counts the buckets that hold a decision.
+    assert ledger.value("a").variance == pytest.approx(3 / 2 * (left**2).sum() / n.sum() ** 2)

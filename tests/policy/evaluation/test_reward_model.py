@@ -90,3 +90,18 @@ def test_slates_without_noise_are_predicted_to_their_ends():
 def test_what_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         model.fit(np.ones((2, 1)), np.array([1.0, np.nan]), np.array([0, 1]))
+
+
+def test_no_position_is_predicted_by_a_model_that_saw_its_user():
+    """Rewards of one fold move what is said of all others, now and onwards, and nothing of what is said of itself."""
+    rng = np.random.default_rng(0)
+    x, expected = (with_one(rng.normal(size=(60, 3, 2))).astype(np.float32) for _ in range(2))
+    fold, shown = np.arange(60) % 5, np.ones((60, 3), bool)
+    rewards = rng.normal(size=(60, 3))
+    told = fold == 2
+    before = model.predict(x, expected, rewards, shown, fold, ridge=1.0)
+    after = model.predict(x, expected, rewards + 7.0 * told[:, None], shown, fold, ridge=1.0)
+    for name in ("q", "v", "q_onwards", "v_onwards"):
+        old, new = getattr(before, name), getattr(after, name)
+        assert new[told] == pytest.approx(old[told], abs=1e-9), name
+        assert (np.abs(new[~told] - old[~told]) > 0.1).all(), name
