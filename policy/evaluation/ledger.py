@@ -83,7 +83,8 @@ class Ledger:
         mean = float(r.sum() / total)
         squares = np.square(r - mean * n)
         spread = float(squares.sum())
-        clusters = spread**2 / float(np.square(squares).sum()) if spread > 0 else 0.0
+        shares = squares / squares.max() if spread > 0 else squares  # of rewards of any size: their squares may be tiny
+        clusters = float(shares.sum() ** 2 / np.square(shares).sum()) if spread > 0 else 0.0
         return Value(mean, held / (held - 1) * spread / total**2, total, clusters)
 
     def arrays(self) -> Arrays:

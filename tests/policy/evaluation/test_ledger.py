@@ -99,3 +99,10 @@ def test_variance_is_the_formula_written_out() -> None:
     left = r - r.sum() / n.sum() * n
     # G counts the buckets that hold a decision.
     assert ledger.value("a").variance == pytest.approx(3 / 2 * (left**2).sum() / n.sum() ** 2)
+
+
+def test_rewards_of_any_size_have_a_number_of_clusters() -> None:
+    for unit in (1e-158, 1.0, 1e90):
+        ledger = Ledger(["a"], buckets=8)
+        ledger.add("a", np.array([0, 1]), np.ones(2), np.array([0.0, unit]))
+        assert ledger.value("a").clusters == pytest.approx(2.0)
