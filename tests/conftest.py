@@ -15,11 +15,17 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import hypothesis
 import pytest
 
 from headrace.streams import topics
 from headrace.streams.broker import Broker
 from headrace.streams.settings import Settings
+
+# The same examples in every run, on however slow a machine: HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 INTEGRATION = Path(__file__).parent / "integration"
 T = TypeVar("T")
