@@ -316,7 +316,7 @@ class GatePart:
             "stand_in": self._stand_in,
             "frozen": self.frozen.told(),
             "staged": json.dumps(self.staging.table()),
-            "verdicts": json.dumps({arm: vars(v) for arm, v in self.verdicts.items()}),
+            "verdicts": json.dumps({arm: vars(v) for arm, v in sorted(self.verdicts.items())}),
             "share": self._ramp.share,
             "commands": self.commands,
             "checked": self._checked,

@@ -238,3 +238,19 @@ def test_a_record_that_lacks_something_is_refused_in_one_line_by_learner_and_wor
         make_policies(settings).apply(poisoned)
     assert all("\n" not in line for line in caplog.messages)
     assert caplog.messages
+
+
+def test_after_a_promotion_the_gates_record_is_the_same_with_and_without_a_restart() -> None:
+    def story(*, restart: bool) -> Shop:
+        shop, feed = Shop(make_settings(challengers=["lints"])), Feed()
+        rates = {"policy": 0.2, "lints": 0.8, "popular": 0.2}
+        while ("promote", "lints") not in shop.done():
+            assert len(shop.log) < 200
+            shop.play(feed, rates, 1)
+        if restart:
+            shop.restart()
+        shop.play(feed, EVEN, 2)
+        return shop
+
+    whole, killed = story(restart=False), story(restart=True)
+    assert killed.published["gate"].sha256 == whole.published["gate"].sha256
