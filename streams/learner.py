@@ -132,7 +132,7 @@ class Session:
                 continue
             try:
                 self._learning.gate.wants(decode_command(message.value() or b""), message.offset())
-            except msgspec.DecodeError as problem:
+            except (msgspec.DecodeError, UnicodeDecodeError) as problem:
                 _log.warning("policy-commands@%s is no command and is passed over: %s", message.offset(), problem)
 
     def _due(self, *, waiting: int) -> bool:

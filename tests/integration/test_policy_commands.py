@@ -80,6 +80,9 @@ def test_people_freeze_pin_promote_and_roll_back_a_running_learner(
         before = json.loads(told(mine, "show", "linucb", "--json"))
         assert before["arms"] == ["policy"] and not before["frozen"] and before["staged"]
 
+        producer = Producer(kafka.client_config(mine))  # what is no command is passed over
+        kafka.produce(producer, mine.topic("policy-commands"), key=b"linucb", value=b'{"who": "\xff"}')
+        assert producer.flush(10) == 0
         assert "freeze linucb by ann: a bad day" in told(mine, "freeze", "linucb", "--why", "a bad day", "--who", "ann")
         frozen = commands.latest(mine)["linucb"]
         assert "refused: freeze: linucb is frozen already" in told(
