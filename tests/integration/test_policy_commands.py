@@ -37,7 +37,7 @@ def learning(settings: Settings, metrics: Metrics) -> Iterator[None]:
         producer, at = Producer(kafka.client_config(settings)), 0
         try:
             session = Session(settings, metrics, dim=DIM)
-            while not stop.is_set():
+            while not stop.wait(0.03):  # a shop's pace: what is written faster than it is read never ends
                 at += 1
                 message = make_transitions(
                     make_opened(f"r-{at}", d=DIM, c=1), make_impression(f"r-{at}", positions=[0]), tick=True
