@@ -92,6 +92,12 @@ class PolicyPart:
         """
         if offset <= min(self.known, self.forgot):
             return
+        try:
+            self._take(examples, steps, offset, replay_from)
+        except ValueError as error:  # the policy is unchanged by what it refuses, so a restart refuses the same
+            log.warning("%s learns nothing from transitions@%s: %s", self.policy.name, offset, error)
+
+    def _take(self, examples: Examples | None, steps: Steps | None, offset: int, replay_from: int) -> None:
         if examples is not None:
             self._trail.note(int(np.count_nonzero(examples.fresh)), replay_from)
             if offset > self.known:

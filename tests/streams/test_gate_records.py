@@ -16,7 +16,7 @@ from headrace.streams.policies import Policies
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import Settings
 from headrace.streams.versions import arrays_of, version_of
-from tests.factories import make_impression, make_opened, make_outcome, make_transitions
+from tests.factories import make_closed, make_impression, make_opened, make_outcome, make_transitions
 from tests.streams.test_gate import ARMS, DIM, EVEN, Feed, Shop, make_settings
 
 
@@ -254,3 +254,11 @@ def test_after_a_promotion_the_gates_record_is_the_same_with_and_without_a_resta
 
     whole, killed = story(restart=False), story(restart=True)
     assert killed.published["gate"].sha256 == whole.published["gate"].sha256
+
+
+def test_a_poisoned_step_teaches_nothing_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    learner = Learning(Settings(policy={"name": "slateq"}), dim=DIM)
+    opened = make_opened("r-1", d=DIM, c=1, propensities=np.zeros(3).tobytes())
+    closed = make_closed("r-1", rewards={0: 1.0})
+    learner.apply(make_transitions(opened, make_impression("r-1", positions=[0]), closed, tick=True), 0)
+    assert "learns nothing from transitions@0" in caplog.text
