@@ -206,6 +206,7 @@ class Book:
         decision.earned = decision.earned or {}
         earned = decision.earned.setdefault(position, [])
         event, kind = short_hash(record.outcome_id), self._kinds.get(record.type, -1)
+        before = rewards.total(earned)
         if record.type == "return" and record.order:
             taken = [e for e in earned if e.order == record.order]
             if rewards.function == "sum":
@@ -217,6 +218,7 @@ class Book:
         elif rewards.earns(record.type):
             worth = rewards.worth(record.type, record.value, record.quantity)
             self._add(decision, position, Earned(record.ts, event, worth, record.order, kind))
+        lessons.came.append((decision, rewards.total(earned) - before))
         self._tell(decision, position, lessons)
 
     def _add(self, decision: Decision, position: int, new: Earned) -> None:
@@ -260,6 +262,7 @@ class Book:
                 continue
             earned = decision.earned.get(position, []) if decision.earned is not None else []
             missing = reward - self._rewards.total(earned) if same else 0.0
+            lessons.came.append((decision, missing))
             if missing and self._rewards.function == "sum":
                 self._add(decision, position, Earned(record.ts, 0, missing, kind=-1))
             elif missing:

@@ -122,7 +122,9 @@ class GatePart:
             if decision.arm == _GUARDED:
                 ramp.shown(by_policy=decision.policy != self._stand_in, decisions=1)
                 self._dirty = True
-        for decision, reward in zip(lessons.decisions, lessons.rewards, strict=True):
+        for decision, reward in lessons.came:
+            if not math.isfinite(reward):
+                continue
             if reward and self._counts(decision):
                 ledger.rewarded(decision.arm, ledger.bucket(decision.user_id), reward)
                 earned[decision.arm, decision.version] += reward

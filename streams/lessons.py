@@ -110,6 +110,7 @@ class Lessons:
     rewards: list[float] = field(default_factory=list)
     fresh: list[bool] = field(default_factory=list)
     first_shown: list[Decision] = field(default_factory=list)  # decisions of which nothing was shown before
+    came: list[tuple[Decision, float]] = field(default_factory=list)  # rewards as they came, nothing allowed for
     followed: list[Followed] = field(default_factory=list)
     behaviour: list[Behaviour] = field(default_factory=list)
     sent_ms: list[int] = field(default_factory=list)  # of the outcomes that taught

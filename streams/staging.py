@@ -12,10 +12,11 @@ from headrace.streams.records import PolicyVersion
 from headrace.streams.versions import version_of
 
 STAGED = "staged"
+_FIRST = 16  # boundaries: there is something to go back to before a guardrail has seen enough to say anything
 
 
 class Staging:
-    """A version is staged every `every` boundaries; `kept` of them a policy, oldest out."""
+    """A version is staged every `every` boundaries, and sooner while the log is young; `kept` a policy, oldest out."""
 
     def __init__(self, *, every: int, kept: int) -> None:
         self._every, self._kept = every, kept
@@ -23,7 +24,8 @@ class Staging:
         self._unpublished: list[PolicyVersion] = []
 
     def due(self, boundary: int) -> bool:
-        return boundary % self._every == 0
+        young = _FIRST <= boundary < self._every and boundary.bit_count() == 1  # 16, 32, 64, …
+        return young or boundary % self._every == 0
 
     def stage(self, policy: Policy, *, boundary: int, offset: int, created_ms: int) -> None:
         """Keeps the policy as it is, where it is time. One that learned nothing since is not kept twice: a quiet hour

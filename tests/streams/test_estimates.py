@@ -295,3 +295,19 @@ def test_what_busy_users_do_teaches_nothing() -> None:
     outcome = make_outcome("r-1", position=0, busy=True)
     lessons = book.read(make_transitions(outcome, make_outcome("r-1", position=1)), 1)
     assert (lessons.positions, lessons.busy, len(book)) == ([], 1, 0)
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_gate_counts_rewards_as_they_came() -> None:
+    """What is allowed for outcomes still to come is taken back later: to a guardrail that looks like a collapse."""
+    log = make_log(1, messages=90, d=DIM, c=1, pace_ms=HOUR // 3)
+    learned, evidence = [], []
+    for outstanding in (True, False):
+        learner = Learning(make_settings(outstanding=outstanding), dim=DIM)
+        for offset, message in enumerate(log):
+            learner.apply(message, offset)
+        learned.append(learner.policies[0].policy.snapshot()[0]["moment"])
+        evidence.append(learner.gate._ledger.arrays()["rewards"])
+    assert not np.allclose(*learned)
+    np.testing.assert_allclose(*evidence)
+    assert evidence[0].any()
