@@ -154,8 +154,11 @@ def _published(settings: Settings, name: str, version: str, *, dim: int) -> Poli
     if version:
         found = [record for record in found if str(record.version) == version]
     if not found:
-        which = f"version {version} of {name}" if version else f"no version of {name}"
-        raise HeadraceError(f"{topic} holds {which}{' no more' if version else ' yet'}: it is kept for a time only")
+        if version:
+            raise HeadraceError(
+                f"{topic} holds version {version} of {name} no more, or never did: the latest and the staged ones stay"
+            )
+        raise HeadraceError(f"{topic} holds no version of {name} yet: an arm must run it, and have learned something")
     arrays, meta = arrays_of(found[-1])
     return _restored(settings, f"{name} {found[-1].version}", name, arrays, meta, dim=dim)
 

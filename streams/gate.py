@@ -283,7 +283,9 @@ class GatePart:
         if command.action == "freeze" and name in self.frozen:
             return f"{name} is frozen already"
         if command.action in ("pin", "rollback") and self.staging.find(name, command.version) is None:
-            known = ", ".join(str(v) for v in self.staging.versions(name)) or "none yet"
+            known = ", ".join(str(v) for v in self.staging.versions(name))
+            if not known:
+                return f"no version of {name} is staged yet: `headrace policy freeze {name}` keeps it as it is"
             return f"there is no such staged version of {name}: choose one of {known}"
         if command.action not in ("freeze", "unfreeze", "pin", "rollback"):
             return f"{command.action!r} is no command"

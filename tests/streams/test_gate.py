@@ -188,6 +188,15 @@ def test_a_worker_takes_up_who_serves_and_for_how_many() -> None:
     assert policies.serving("lints", "u1").version == 1, "what is not finite is refused"
 
 
+def test_before_anything_is_staged_a_rollback_is_refused_in_a_line_that_says_so() -> None:
+    shop, feed = Shop(make_settings()), Feed(4)
+    shop.command("rollback")
+    shop.play(feed, EVEN, 1)
+    told = history(shop.published)
+    assert told[0].action == "refused"
+    assert told[0].why.startswith("rollback: no version of linucb is staged yet: `headrace policy freeze linucb` keeps")
+
+
 def test_commands_are_obeyed_at_the_next_boundary_or_refused_in_one_line() -> None:
     shop, feed = Shop(make_settings()), Feed(4)
     shop.play(feed, EVEN, 40)
