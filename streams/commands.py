@@ -48,7 +48,7 @@ def command(
     """
     if not why.strip():
         raise HeadraceError("--why is empty: say in a few words why, for those who read the history")
-    topics.require(settings)
+    topics.require(settings, wait=False)
     position = kafka.read_to_end(settings, settings.topic("policy-versions"), lambda _: None)
     wanted = Command(
         command_id=uuid.uuid4().hex,
@@ -102,7 +102,7 @@ def latest(settings: Settings) -> dict[str, PolicyVersion]:
         if value is not None and not key.startswith(b"\0"):
             found[key.decode()] = decode_policy_version(value)
 
-    topics.require(settings)
+    topics.require(settings, wait=False)
     kafka.read_to_end(settings, settings.topic("policy-versions"), keep)
     return found
 

@@ -121,10 +121,11 @@ def compacted(settings: Settings, name: str) -> bool:
     return _configs(kafka.admin(settings), [topic])[topic].get("cleanup.policy") == "compact"
 
 
-def require(settings: Settings) -> None:
+def require(settings: Settings, *, wait: bool = True) -> None:
     """For the start of a role: waits for Kafka, then raises TopicsError where it could not work with the topics found.
 
-    That is where one is missing, or has another number of partitions: the partition of a user follows from it.
+    That is where one is missing, or has another number of partitions: the partition of a user follows from it. A
+    command does not `wait`: it raises BrokerError where Kafka does not answer.
     """
     client = kafka.admin(settings)
     while True:
@@ -132,6 +133,8 @@ def require(settings: Settings) -> None:
             known = _partitions(client, settings)
             break
         except BrokerError as error:
+            if not wait:
+                raise
             kafka.say_outage(str(error))
     wrong = [line for topic in table(settings) if (line := _shape(topic, known))]
     if wrong:

@@ -11,8 +11,8 @@ import pytest
 from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
 
-from headrace.streams import commands, kafka, overview
-from headrace.streams.errors import HeadraceError
+from headrace.streams import commands, kafka, overview, topics
+from headrace.streams.errors import BrokerError, HeadraceError
 from headrace.streams.learner import Session
 from headrace.streams.metrics import Metrics
 from headrace.streams.policies import serves
@@ -133,3 +133,12 @@ def test_a_command_that_nobody_takes_says_so(settings: MakeSettings, monkeypatch
         commands.command(settings(), "freeze", "neural_linear", who="ann", why="a test")
     with pytest.raises(HeadraceError, match="--why is empty"):
         commands.command(settings(create=False), "freeze", "neural_linear", who="ann", why=" ")
+
+
+def test_a_command_without_kafka_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "_TIMEOUT_S", 0.5)
+    nowhere = Settings(kafka={"bootstrap.servers": "127.0.0.1:1"})
+    with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
+        commands.latest(nowhere)
+    with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
+        commands.command(nowhere, "freeze", "linucb", who="ann", why="a test")
