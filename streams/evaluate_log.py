@@ -22,7 +22,7 @@ from headrace.export.artifact import MANIFEST
 from headrace.policy.base import Arrays, Meta, Policy
 from headrace.policy.names import BASELINES, LEARNED, POLICIES
 from headrace.policy.snapshot import unpack
-from headrace.streams import kafka, start
+from headrace.streams import kafka, start, topics
 from headrace.streams.errors import HeadraceError, SettingsError
 from headrace.streams.records import (
     PolicyVersion,
@@ -56,7 +56,8 @@ def topic_range(log: str) -> Range | None:
 
 
 def from_topic(settings: Settings, wanted: Range, take: Take) -> None:
-    """Hands over what is committed there now. Raises HeadraceError where the range holds nothing."""
+    """Hands over what is committed there now. Raises HeadraceError where the range holds nothing, BrokerError where
+    Kafka does not answer."""
     count = 0
 
     def on_message(message: kafka.Message) -> None:
@@ -66,6 +67,7 @@ def from_topic(settings: Settings, wanted: Range, take: Take) -> None:
             take(decode_transitions(message.value() or b""))
             count += 1
 
+    topics.reach(settings)
     topic = settings.topic("transitions")
     ends = kafka.read_to_end(settings, topic, on_message, partition=0)
     if not count:
@@ -149,6 +151,7 @@ def _published(settings: Settings, name: str, version: str, *, dim: int) -> Poli
         if value is not None and (key == name.encode() or (version and key.startswith(f"staged/{name}/".encode()))):
             found.append(decode_policy_version(value))
 
+    topics.reach(settings)
     topic = settings.topic("policy-versions")
     kafka.read_to_end(settings, topic, take)
     if version:

@@ -142,6 +142,11 @@ def require(settings: Settings, *, wait: bool = True) -> None:
         raise TopicsError(wrong[0] + more)
 
 
+def reach(settings: Settings) -> None:
+    """For commands that only read. Raises BrokerError where Kafka does not answer."""
+    _partitions(kafka.admin(settings), settings)
+
+
 def _shape(topic: Topic, known: dict[str, int]) -> str | None:
     found = known.get(topic.name)
     if found is None:

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Producer
 from prometheus_client import CollectorRegistry
 
-from headrace.streams import commands, kafka, overview, topics
+from headrace.streams import commands, evaluate_log, kafka, overview, topics
 from headrace.streams.errors import BrokerError, HeadraceError
 from headrace.streams.learner import Session
 from headrace.streams.metrics import Metrics
@@ -142,3 +142,5 @@ def test_a_command_without_kafka_ends_with_a_line(monkeypatch: pytest.MonkeyPatc
         commands.latest(nowhere)
     with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
         commands.command(nowhere, "freeze", "linucb", who="ann", why="a test")
+    with pytest.raises(BrokerError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
+        evaluate_log.from_topic(nowhere, evaluate_log.Range(0, None), print)
