@@ -74,9 +74,9 @@ def check_refuses_steps_that_are_not_finite(policy: Policy) -> None:
             steps = _last_at_odd(make_steps(policy, n=4, seed=99))
             if getattr(steps, name).size:
                 getattr(steps, name)[0] = bad
-                _assert_refused(partial(policy.follow, steps), f"{name} of {bad}")
+                assert_refused(partial(policy.follow, steps), f"{name} of {bad}")
     steps = make_steps(policy, n=4, seed=99)
-    _assert_refused(lambda: policy.follow(replace(steps, items=steps.items[..., :-1])), "items of another width")
+    assert_refused(lambda: policy.follow(replace(steps, items=steps.items[..., :-1])), "items of another width")
     assert _bits(policy) == before, "what was refused was learned"
 
 
@@ -168,7 +168,7 @@ def _last_at_odd(steps: Steps) -> Steps:
     return replace(steps, shown=np.ones_like(steps.shown), next_shown=np.ones_like(steps.next_shown), terminal=odd)
 
 
-def _assert_refused(call: Callable[[], object], what: str) -> None:
+def assert_refused(call: Callable[[], object], what: str) -> None:
     try:
         call()
     except ValueError:
