@@ -3,7 +3,7 @@
     manifest.json     what the model is, and the sha256 of every other file
     *.onnx            the graphs
     tokenizer.json    text encoders
-    projection.safetensors, model.safetensors, config.json     user encoders
+    items.safetensors, model.safetensors, config.json          user encoders
 
 Read without torch: the catalogue and the worker load artifacts through here.
 """
@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 Kind = Literal["text", "user"]
 
@@ -44,11 +44,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parity: dict[str, float]  # largest absolute differences that were measured before writing
     metrics: dict[str, float] = {}
     created_by: str = ""
+    text_version: str = ""  # user encoders: the version of the text encoder over whose vectors they were trained
+    vocabulary: str = ""  # user encoders: sha256 of the keys of the items that have an embedding, empty for none
+    trained_on: str = ""  # what it was trained on: a fingerprint of the data
 
     @property
     def version(self) -> str:
         """`sha256:…` of the content: the same model gives the same version, whoever exported it and when."""
-        content = (self.kind, self.schema, self.source, self.dims, self.pooling, self.opset, self.options, self.files)
+        content = (self.kind, self.schema, self.source, self.dims, self.pooling, self.opset, self.options, self.files,
+                   self.text_version)  # fmt: skip
         encoded = msgspec.json.encode(content, order="sorted")
         return "sha256:" + hashlib.sha256(encoded).hexdigest()[:32]
 

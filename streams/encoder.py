@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from headrace.export import artifact
+from headrace.export import artifact, item_tower
+from headrace.export.item_tower import ItemTower
 from headrace.export.names import GAP_THRESHOLDS
 from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.graph import open_graph
@@ -32,7 +32,6 @@ from headrace.streams.graph import open_graph
 F32 = NDArray[np.float32]
 Lookup = Callable[[NDArray[np.uint64]], F32]
 
-_PROJECTED = 64  # rows a matrix product takes: a fixed shape, so that a row's bits do not depend on the others
 _LEAST_SLOTS = 256
 _GAPS = np.array(GAP_THRESHOLDS, np.int64)
 
@@ -84,8 +83,8 @@ class UserEncoder:
             sizes = loaded.manifest.options["batches"]
             assert isinstance(sizes, list)
             graphs = {size: loaded.file(f"step-{size}.onnx") for size in sorted(sizes)}
-            self._projection: F32 = load_file(loaded.file("projection.safetensors"))["projection"].T.copy()
-        except artifact.ArtifactError as error:
+            self.tower = ItemTower.load(loaded.file(item_tower.FILE))
+        except (artifact.ArtifactError, KeyError, ValueError) as error:
             raise ArtifactMismatch(str(error)) from None
         dims = loaded.manifest.dims
         self.version = loaded.version
@@ -116,15 +115,7 @@ class UserEncoder:
 
     def project(self, vectors: F32) -> F32:
         """Text space (N, text_dim) → unit rows (N, dim). Zero rows stay zero."""
-        projected = np.zeros((len(vectors), self.dim), np.float32)
-        block = np.zeros((_PROJECTED, self.text_dim), np.float32)
-        for start in range(0, len(vectors), _PROJECTED):
-            part = vectors[start : start + _PROJECTED]
-            block[: len(part)] = part
-            rows = block @ self._projection
-            norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-            projected[start : start + len(part)] = (rows / np.maximum(norms, 1e-6)[:, None])[: len(part)]
-        return projected
+        return self.tower.vectors(vectors)
 
     def encode(self, histories: Sequence[History], lookup: Lookup) -> F32:
         """States (B, dim), unit rows; zero for a user without events.

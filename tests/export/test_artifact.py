@@ -95,7 +95,7 @@ def escape(folder: Path) -> None:
         (cut_manifest, r"manifest\.json is corrupt.*export it again"),
         (empty_manifest, r"manifest\.json is corrupt.*export it again"),
         (lose_manifest, r"no readable manifest\.json.*name the folder"),
-        (later_schema, r"schema 99, this headrace reads 1; export it again"),
+        (later_schema, r"schema 99, this headrace reads 2; export it again"),
         (escape, r"no file of this folder"),
     ],
 )

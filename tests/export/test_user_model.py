@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from headrace.export import artifact, corpus, onnx_graph, projection, to_onnx
+from headrace.export.item_tower import ItemTower
 from headrace.export.names import EVENT_TYPES, GAP_THRESHOLDS, N_TYPE_CODES, type_code
 from headrace.export.sequences import sequences
 from headrace.export.train import train
@@ -120,7 +121,9 @@ def test_light_training_beats_no_training_and_the_mean_on_items_it_never_saw() -
 
 
 def test_export_writes_what_load_reads(model: UserModel, tmp_path: Path) -> None:
-    manifest = to_onnx.export(model, np.eye(16, 32, dtype=np.float32), tmp_path / "user", source="a test")
+    manifest = to_onnx.export(
+        model, ItemTower(np.eye(16, 32, dtype=np.float32)), tmp_path / "user", source="a test", text_version="sha256:0"
+    )
     loaded = artifact.load(tmp_path / "user", "user")
     assert loaded.manifest == manifest and manifest.dims == {
         "text": 32,
@@ -135,5 +138,11 @@ def test_export_writes_what_load_reads(model: UserModel, tmp_path: Path) -> None
 def test_a_model_whose_forms_disagree_is_not_written(model: UserModel, tmp_path: Path) -> None:
     model.step = lambda cache, vectors, types, gaps: (cache, vectors)  # type: ignore[method-assign]
     with pytest.raises(onnx_graph.ParityError, match=r"step form against window.*nothing was written"):
-        to_onnx.export(model, np.eye(16, 32, dtype=np.float32), tmp_path / "user", source="a test")
+        to_onnx.export(
+            model,
+            ItemTower(np.eye(16, 32, dtype=np.float32)),
+            tmp_path / "user",
+            source="a test",
+            text_version="sha256:0",
+        )
     assert not (tmp_path / "user").exists()
