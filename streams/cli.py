@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.streams.cli_export import app as export_app
 from headrace.streams.cli_options import AsJson, Config, Debug, Mapping
 from headrace.streams.cli_policy import app as policy_app
 from headrace.streams.errors import BrokerError, HeadraceError, SettingsError
 
 if TYPE_CHECKING:
     from headrace.streams.settings import Settings
-
-_TEXT_MODEL = "all-MiniLM-L6-v2"  # as catalogue.text_model in the settings
 
 app = typer.Typer(
     name="headrace",
@@ -35,7 +34,6 @@ app = typer.Typer(
 topics_app = typer.Typer(help="Create the topics, or see how they differ from the settings.", rich_markup_mode=None)
 items_app = typer.Typer(help="Bring a catalogue in.", rich_markup_mode=None)
 events_app = typer.Typer(help="Bring a log of events in.", rich_markup_mode=None)
-export_app = typer.Typer(help="Write a transformer as an ONNX artifact.", rich_markup_mode=None)
 app.add_typer(topics_app, name="topics")
 app.add_typer(items_app, name="items")
 app.add_typer(events_app, name="events")
@@ -242,40 +240,6 @@ def evaluate(
     from headrace.streams.evaluate import Question, run
 
     run(_settings(config, debug=debug), Question(log, target, mapping, arm, min_ess, level, plot, save, as_json))
-
-
-@export_app.command("text")
-def export_text(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact goes.")],
-    model: Annotated[str, typer.Option("--model", help="A hub name or a folder.")] = _TEXT_MODEL,
-    int8: Annotated[bool, typer.Option("--int8", help="Dynamic int8: half the time, near neighbours change.")] = False,
-    config: Config = None,
-    debug: Debug = False,
-) -> None:
-    """Export a text encoder (items and queries). Refuses to write where ONNX and torch differ."""
-    from headrace.export.commands import export_text as export
-
-    _settings(config, debug=debug)
-    export(model, out, int8=int8)
-
-
-@export_app.command("user")
-def export_user(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact goes.")],
-    titles: Annotated[
-        Path | None, typer.Option("--titles", metavar="FILE.txt", help="Your items' titles, one a line.")
-    ] = None,
-    model: Annotated[str, typer.Option("--model", help="The text model it will meet.")] = _TEXT_MODEL,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 240,
-    config: Config = None,
-    debug: Debug = False,
-) -> None:
-    """Train the user encoder lightly and export it. Refuses to write where ONNX and torch differ."""
-    from headrace.export.commands import export_user as export
-
-    _settings(config, debug=debug)
-    lines = titles.read_text("utf-8").splitlines() if titles else None
-    export(out, titles=lines, model=model, steps=steps)
 
 
 # -- what commands share ----------------------------------------------------------------------------------------------
