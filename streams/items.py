@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime  # noqa: F401  # loaded after usearch (2.26), its start crashes the process
 from numpy.typing import NDArray
-from usearch.index import Index
 
+from headrace.streams.index import ItemIndex
 from headrace.streams.records import Item, item_key
 
 _NEIGHBOURS = 24  # content neighbours kept an item
@@ -36,7 +35,8 @@ class ItemStore:
         self._offsets: list[tuple[int, int, bool]] = []
         self._hashes: list[str] = []
         self._allocate(1024)
-        self._index = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=64, expansion_search=64)
+        self.index = ItemIndex(lambda: self.vectors, dim=dim)  # of what may be recommended and has a vector
+        self._moved: dict[int, None] = {}  # rows whose place in the index is not settled yet
         self._categories: dict[str, int] = {}
         self.category_names: list[str] = []
         self._waiting: dict[int, NDArray[np.float32]] = {}  # rows whose text vector is not yet projected
@@ -94,6 +94,7 @@ class ItemStore:
             kind = "removed" if item.removed else "changed"
         self._offsets[row] = at
         self._pool = None
+        self._moved[row] = None
         if item.removed:
             self.available[row] = False
             return kind
@@ -129,12 +130,10 @@ class ItemStore:
         return code
 
     def settle(self) -> bool:
-        """Projects and indexes the vectors that came since the last call.
+        """Projects and indexes what came since the last call.
 
         Returns True where a vector that histories may have used has changed: cached user states are then stale.
         """
-        if not self._waiting:
-            return False
         stale = False
         rows = [r for r, v in self._waiting.items() if len(v)]
         for row, vector in self._waiting.items():
@@ -146,14 +145,23 @@ class ItemStore:
                 if self.vectors[row].any() or int(self.keys[row]) in self._missed:
                     stale = True
                     self._missed.discard(int(self.keys[row]))
-                if row in self._index:
-                    self._index.remove(row)
                 # As records of decisions carry it: what was scored can be scored again from them, exactly.
                 self.vectors[row] = vector.astype(np.float16)
-            self._index.add(np.array(rows, np.uint64), projected, threads=1)
-            self._texts.clear()
+        self._index(changed=set(self._waiting))
         self._waiting.clear()
         return stale
+
+    def _index(self, *, changed: set[int]) -> None:
+        """The index holds what may be recommended and has a direction; `changed` are rows with another vector."""
+        if not self._moved:
+            return
+        moved = np.array(list(self._moved), np.int64)
+        held = self.available[moved] & self.vectors[moved].any(axis=1)
+        self.index.remove(moved[~held])
+        new = np.array([row in changed or row not in self.index for row in moved.tolist()], np.bool_)
+        self.index.put(moved[held & new], self.vectors[moved[held & new]])
+        self._moved.clear()
+        self._texts.clear()
 
     def rows_of(self, keys: list[int]) -> NDArray[np.int64]:
         """Rows of item keys; `none` where the item is unknown."""
@@ -172,16 +180,15 @@ class ItemStore:
     def neighbours(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """Content neighbours (len(rows), 24) of items by row, -1 where there are fewer. Refreshed as the catalogue
         grows."""
-        indexed = len(self._index)
+        indexed = len(self.index)
         wanted = np.unique(rows[rows != self.none])
         at = self.near_at[wanted]
         stale = wanted[(at < 0) | (at * 10 < indexed * 9)]
         stale = stale[self.vectors[stale].any(axis=1)]
         if len(stale) and indexed:
-            found = self._index.search(self.vectors[stale], min(_NEIGHBOURS + 1, indexed), threads=1)
-            keys = np.atleast_2d(found.keys).astype(np.int64)
+            found = self.index.search(self.vectors[stale], _NEIGHBOURS + 1)
             for i, row in enumerate(stale):
-                others = keys[i][keys[i] != row][:_NEIGHBOURS]
+                others = found[i][(found[i] != row) & (found[i] >= 0)][:_NEIGHBOURS]
                 self.near[row] = -1
                 self.near[row, : len(others)] = others
             self.near_at[stale] = indexed
@@ -191,12 +198,10 @@ class ItemStore:
         """Rows nearest to a query's vector (d,), best first; cached by the query's key."""
         found = self._texts.get(key)
         if found is None:
-            if not len(self._index) or not vector.any():
+            if not len(self.index) or not vector.any():
                 return np.zeros(0, np.int64)
-            found = np.asarray(
-                self._index.search(vector, min(count, len(self._index)), threads=1).keys, np.int64
-            ).reshape(-1)
-            self._texts[key] = found
+            found = self.index.search(vector[None], count)[0]
+            found = self._texts[key] = found[found >= 0]
             if len(self._texts) > 4096:
                 self._texts.popitem(last=False)
         return found[:count]
