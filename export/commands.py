@@ -12,8 +12,8 @@ from headrace.export import artifact, corpus, projection, text, to_onnx
 from headrace.export.artifact import Manifest
 from headrace.export.defaults import ensure_text
 from headrace.export.item_tower import ItemTower
+from headrace.export.light import train
 from headrace.export.names import DEFAULT_TEXT
-from headrace.export.train import train
 from headrace.export.user_model import UserConfig
 
 Report = Callable[[str], None]

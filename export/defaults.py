@@ -24,8 +24,8 @@ DEFAULT_USER = "default"
 # What an artifact is made by. Editing one of these files is a new recipe, so no cached artifact lags behind.
 _TEXT_RECIPE = ("onnx_graph.py", "text.py")
 _USER_RECIPE = (
-    "onnx_graph.py", "commands.py", "corpus.py", "item_tower.py", "names.py", "projection.py", "sequences.py",
-    "to_onnx.py", "train.py", "user_model.py",
+    "onnx_graph.py", "commands.py", "corpus.py", "item_tower.py", "light.py", "names.py", "projection.py",
+    "sequences.py", "to_onnx.py", "user_model.py",
 )  # fmt: skip
 
 

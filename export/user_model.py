@@ -40,6 +40,7 @@ class UserConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         sum_decays: tuple[float, ...] = (0.6, 0.95),
         type_codes: int = N_TYPE_CODES,
         gap_buckets: int = GAP_BUCKETS,
+        dropout: float = 0.0,  # in training
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -52,6 +53,7 @@ class UserConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
         self.sum_decays = list(sum_decays)
         self.type_codes = type_codes
         self.gap_buckets = gap_buckets
+        self.dropout = dropout
         if len(self.head_decays) != heads:
             raise ValueError(f"{heads} heads need as many head_decays, got {len(self.head_decays)}")
 
@@ -126,10 +128,11 @@ class Layer(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.Linear(config.dim, config.feed_forward), nn.ReLU(), nn.Linear(config.feed_forward, config.dim)
         )
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.retention(self.norm_retention(x))
-        return x + self.feed_forward(self.norm_feed_forward(x))  # type: ignore[no-any-return]
+        x = x + self.dropout(self.retention(self.norm_retention(x)))
+        return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))  # type: ignore[no-any-return]
 
     def step(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         state, kept = self.retention.step(state, self.norm_retention(x))
@@ -148,6 +151,7 @@ class UserModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.vector_in = nn.Linear(d, d, bias=False)
         self.type_in = nn.Embedding(config.type_codes, d)
         self.gap_in = nn.Embedding(config.gap_buckets, d)
+        self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.layers)])
         self.norm_out = nn.LayerNorm(d)
         self.out = nn.Linear(d, d, bias=False)
@@ -191,6 +195,7 @@ class UserModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Whole windows: (B, L, d), (B, L), (B, L) → the state after each event (B, L, d). Causal: pad at the end."""
         x, added = self._embed(vectors, types, gaps)
         sums = torch.einsum("jnm,bmjd->bnjd", decay_matrix(self.sum_decay.sigmoid(), x.shape[1]), added)
+        x = self.dropout(x)
         for layer in self.layers:
             x = layer(x)
         return self._state(x, sums)

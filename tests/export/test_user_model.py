@@ -10,9 +10,9 @@ import torch
 
 from headrace.export import artifact, corpus, onnx_graph, projection, to_onnx
 from headrace.export.item_tower import ItemTower
+from headrace.export.light import train
 from headrace.export.names import EVENT_TYPES, GAP_THRESHOLDS, N_TYPE_CODES, type_code
 from headrace.export.sequences import sequences
-from headrace.export.train import train
 from headrace.export.user_model import UserConfig, UserModel, decay_matrix
 
 SMALL = {"dim": 16, "layers": 2, "heads": 2, "key_dim": 4, "feed_forward": 16, "head_decays": (0.5, 0.9)}
