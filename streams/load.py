@@ -58,10 +58,15 @@ class Summary:
     def __str__(self) -> str:
         rate = self.sent / self.seconds if self.seconds else 0.0
         lines = [f"{self.path}: {self.rows:,} rows, {self.sent:,} sent in {self.seconds:.1f} s ({rate:,.0f}/s)"]
+        return "\n".join([*lines, *self.left_out("not sent")])
+
+    def left_out(self, verb: str) -> list[str]:
+        """A line a reason, the most frequent first."""
+        lines = []
         for reason, rows in sorted(self.skipped.items(), key=lambda pair: -pair[1].count):
             example = f" ({rows.example})" if rows.example else ""
-            lines.append(f"  {rows.count:,} not sent: {reason}; first in row {rows.first:,}{example}")
-        return "\n".join(lines)
+            lines.append(f"  {rows.count:,} {verb}: {reason}; first in row {rows.first:,}{example}")
+        return lines
 
 
 def load_items(settings: Settings, path: Path, mapping: Path | None = None) -> Summary:
@@ -121,10 +126,15 @@ def replay_events(
     return summary.ended(sender, began)
 
 
-def read_items(settings: Settings, path: Path, mapping: Path | None = None) -> list[ShopItem]:
-    """The items of `path`, without Kafka: what `load_items` would send. Raises what it raises."""
+def read_items(
+    settings: Settings, path: Path, mapping: Path | None = None, *, summary: Summary | None = None
+) -> list[ShopItem]:
+    """The items of `path`, without Kafka: what `load_items` would send. Raises what it raises.
+
+    `summary` counts the rows, and those left out with their reasons.
+    """
     table, fields = _open(path, mapping, ItemFields)
-    decoder, summary = Decoder(settings), Summary(path)
+    decoder, summary = Decoder(settings), summary or Summary(path)
     found: dict[str, ShopItem] = {}
 
     def checked(raw: bytes) -> Checked | Rejection:
@@ -140,10 +150,15 @@ def read_items(settings: Settings, path: Path, mapping: Path | None = None) -> l
     return list(found.values())
 
 
-def read_events(settings: Settings, path: Path, mapping: Path | None = None) -> Iterator[Event]:
-    """The events of `path` in the order of their times, without Kafka: what `replay_events` would send."""
+def read_events(
+    settings: Settings, path: Path, mapping: Path | None = None, *, summary: Summary | None = None
+) -> Iterator[Event]:
+    """The events of `path` in the order of their times, without Kafka: what `replay_events` would send.
+
+    `summary` counts the rows, and those left out with their reasons.
+    """
     table, fields = _open(path, mapping, EventFields)
-    decoder, summary, now_ms = Decoder(settings), Summary(path), time.time_ns() // 1_000_000
+    decoder, summary, now_ms = Decoder(settings), summary or Summary(path), time.time_ns() // 1_000_000
 
     def checked(raw: bytes) -> Checked | Rejection:
         event = decoder.event(raw, now_ms=now_ms, sent_ms=0)
