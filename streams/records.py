@@ -115,6 +115,7 @@ class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
     removed: bool = False
     sent_ms: int = 0
     pending: bool = False
+    generation: int = 0  # the number of the content that the vector is made of, or was last: contents.py
 
 
 # -- transitions: worker → learner ------------------------------------------------------------------------------------

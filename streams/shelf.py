@@ -1,7 +1,8 @@
 """A shelf: one partition of `items`, what the catalogue knows of it, and the only writer of what it leads to.
 
     read      the shop's messages become changes; what is not an item becomes a dead letter
-    publish   changes, removals, dead letters and the position, in one transaction on `item-vectors` and `dead-letters`
+    publish   changes, removals, dead letters and the position, in one transaction on `item-vectors` and `dead-letters`;
+              a content that is replaced goes there too, under a key of its own (contents.py)
 
 An item whose text has no vector yet is published at once, `pending`, and again with its vector when the text has been
 encoded. So nothing waits for the transformer, and the position may pass an item that is pending: what stands in
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.streams import kafka, records, topics
+from headrace.streams import contents, kafka, records, topics
+from headrace.streams.contents import Contents, Old, VectorFile
 from headrace.streams.encoding import Encoding
 from headrace.streams.errors import TopicsError
 from headrace.streams.kafka import Message
@@ -61,6 +63,10 @@ class Known(NamedTuple):
     available: bool
     removed: bool
     pending: bool
+    contents: Contents
+    vector: contents.Place  # with `category` and `price`: what the current content is made of
+    category: str | None
+    price: float | None
 
 
 class Shelf:
@@ -73,6 +79,7 @@ class Shelf:
         self._unknown: Counter[str] = Counter()
         self._decoder = Decoder(settings, unknown=lambda topic, n: self._unknown.update({topic: n}))
         self._known: dict[str, Known] = {}
+        self._vectors = VectorFile()
         self._changes: dict[str, Change] = {}  # read, not yet published; of one item the latest
         self._dead: list[tuple[Message, Rejection]] = []
         self._read_to = -1
@@ -98,19 +105,21 @@ class Shelf:
         started = time.perf_counter()
         self._take_over()
         applied = -1
+        old: defaultdict[str, dict[int, bytes]] = defaultdict(dict)
 
         def on_record(key: bytes | None, value: bytes | None) -> None:
             nonlocal applied
-            if key is None or value is None:
-                return
-            if key.startswith(_OWN):
-                applied = int(value) if key == self._position_key else applied
-                return
-            item = records.decode_item(value)
-            if item.source == self.partition:
-                self._known[item.item_id] = _known(item)
-            else:
-                self._known.pop(item.item_id, None)  # its key has moved to another partition
+            if key == self._position_key and value is not None:
+                applied = int(value)
+            found = contents.decode_record(key or b"", value)
+            if isinstance(found, Old):
+                old[found.item_id].pop(found.number, None)
+                if found.content is not None:
+                    old[found.item_id][found.number] = contents.content_of(found.content)
+            elif found is not None and found.source == self.partition:
+                self._keep(found, Contents(found.generation, contents.content_of(found)))
+            elif found is not None and found.item_id in self._known:  # its key has moved to another partition
+                self._vectors.free(self._known.pop(found.item_id).vector)
 
         kafka.fence_and_read(
             self._settings,
@@ -120,6 +129,10 @@ class Shelf:
             on_record,
             fence_key=b"%sfence %d" % (_OWN, self.partition),
         )
+        for item_id, numbered in old.items():
+            if known := self._known.get(item_id):
+                had = known.contents._replace(old=tuple(numbered.items()))
+                self._known[item_id] = known._replace(contents=had)
         self.next_offset = applied + 1
         self._reconcile()
         self._metrics.recoveries.inc()
@@ -246,7 +259,6 @@ class Shelf:
                     new[change.item.item_id] = self._record(change, known)
         if new or self._dead or self._read_to >= self.next_offset:
             self._commit(new)
-        self._known.update((item_id, _known(item)) for item_id, item in new.items())
         self._changes, self._dead, self._found = {}, [], {}
         for kind, n_items in kinds.items():
             self._metrics.item_changes.labels(kind).inc(n_items)
@@ -274,17 +286,21 @@ class Shelf:
     def _record(self, change: Change, known: Known | None) -> Item:
         """With its vector, or pending. The shop's time goes with the first record of a message alone."""
         sent_ms = 0 if known is not None and known.offset == change.offset else change.sent_ms
+        had = Contents() if known is None else known.contents
         if change.text_key and change.text_key not in self._found:
-            return msgspec.structs.replace(change.item, sent_ms=sent_ms, pending=True)
-        vector = fused(self._found.get(change.text_key), change.own)
-        return msgspec.structs.replace(change.item, vector=vector, vector_hash=content_hash(vector), sent_ms=sent_ms)
+            return msgspec.structs.replace(change.item, sent_ms=sent_ms, pending=True, generation=had.number)
+        vector = b"" if change.item.removed else fused(self._found.get(change.text_key), change.own)
+        item = msgspec.structs.replace(change.item, vector=vector, vector_hash=content_hash(vector), sent_ms=sent_ms)
+        return msgspec.structs.replace(item, generation=had.number_of(contents.content_of(item)))
 
     def _commit(self, new: dict[str, Item]) -> None:
-        """One transaction: items, dead letters, position."""
+        """One transaction: items with the contents they replace, dead letters, position."""
         started = time.perf_counter()
         item_vectors = self._settings.topic("item-vectors")
         self._producer.begin_transaction()
+        had: dict[str, Contents] = {}
         for item_id, item in new.items():
+            had[item_id] = self._replace(item_id, item)  # first, so that no reader is ever without it
             value = records.encode(item)
             kafka.produce(self._producer, item_vectors, key=item_id.encode(), value=value, partition=PARTITION)
         for message, rejection in self._dead:
@@ -306,10 +322,39 @@ class Shelf:
         self._metrics.commits.labels("committed").inc()
         self._metrics.stage.labels("commit").observe(time.perf_counter() - started)
         self.next_offset = self._read_to + 1
+        for item_id, item in new.items():
+            self._keep(item, had[item_id])
 
+    def _replace(self, item_id: str, item: Item) -> Contents:
+        """Writes what `item` replaces under a key of its own, and takes back the oldest beyond those that are kept."""
+        known = self._known.get(item_id)
+        if known is None:
+            return Contents().then(contents.content_of(item))[0]
+        after, store, drop = known.contents.then(contents.content_of(item))
+        if store is not None:
+            vector = self._vectors.get(known.vector)
+            old = Item(
+                item_id, self.partition, known.offset, vector, content_hash(vector), known.price, known.category,
+                available=False, generation=store,
+            )  # fmt: skip
+            self._write_old(item_id, store, records.encode(old))
+        if drop is not None:
+            self._write_old(item_id, drop, None)
+        return after
 
-def _known(item: Item) -> Known:
-    return Known(item.offset, _digest(item), item.available, item.removed, item.pending)
+    def _write_old(self, item_id: str, number: int, value: bytes | None) -> None:
+        topic = self._settings.topic("item-vectors")
+        kafka.produce(self._producer, topic, key=contents.old_key(item_id, number), value=value, partition=PARTITION)
+
+    def _keep(self, item: Item, had: Contents) -> None:
+        """What stands in `item-vectors` now."""
+        before = self._known.get(item.item_id)
+        if before is not None:
+            self._vectors.free(before.vector)
+        self._known[item.item_id] = Known(
+            item.offset, _digest(item), item.available, item.removed, item.pending,
+            had, self._vectors.put(item.vector), item.category, item.price,
+        )  # fmt: skip
 
 
 def _digest(item: Item) -> bytes:
