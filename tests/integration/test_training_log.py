@@ -1,0 +1,95 @@
+"""The encoder's log from the topics of a real broker: who was erased, and whom only a worker remembers, stay out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Producer
+
+from headrace.streams import kafka, training_log
+from headrace.streams.engine import _erased_key
+from headrace.streams.errors import HeadraceError
+from headrace.streams.settings import Settings
+from headrace.streams.training_log import from_topics
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeSettings
+
+pytestmark = pytest.mark.kafka
+T0 = 1_700_000_000_000
+
+
+def send(settings: Settings, topic: str, *messages: tuple[str, Any]) -> None:
+    producer = Producer(kafka.client_config(settings))
+    for key, value in messages:
+        raw = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
+        kafka.produce(producer, settings.topic(topic), key=key.encode(), value=raw)
+    assert producer.flush(20) == 0
+
+
+def event(n: int, user: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    return user, {"event_id": f"e{n}", "user_id": user, "type": "view", "item_id": "a", "ts": T0 + 1_000 * n, **more}
+
+
+def test_nothing_of_an_erased_user_gets_in(
+    settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_log, "cache_dir", lambda: tmp_path / "cache")
+    mine = settings()
+    send(
+        mine,
+        "items",
+        ("a", {"item_id": "a", "title": "A steel spade", "price": 3}),
+        ("b", {"item_id": "b", "title": "A clay pot"}),
+        ("c", {"item_id": "c", "title": "Sold out and gone"}),
+        ("c", None),
+        ("d", {"item_id": "another id than the key", "title": "A lamp"}),
+    )
+    send(mine, "erasures", ("eve", {"user_id": "eve", "ts": T0 + 5_000}), ("eve", None), ("dan", None))
+    # The shop has overwritten its message, Kafka has cleaned it away: a worker's hash and time remain.
+    producer = Producer(kafka.client_config(mine))
+    kafka.produce(
+        producer, mine.topic("users-changelog"), key=_erased_key("fay"), value=(T0 + 90_000).to_bytes(8, "little"),
+        partition=0,
+    )  # fmt: skip
+    assert producer.flush(20) == 0
+    send(
+        mine,
+        "events",
+        event(1, "ann"),
+        event(2, "eve"),
+        event(3, "eve", type="search", item_id=None, text="a secret of eve's"),
+        event(4, "ann", item_id="b"),
+        event(4, "ann", item_id="b"),
+        event(5, "fay"),
+        event(6, "eve", item_id="b"),
+        event(7, "dan", item_id="c"),
+        event(8, "dan", type="search", item_id=None, text="pots"),
+        ("ann", b"no event"),
+        ("ann", None),
+    )
+    made = from_topics(mine)
+    log = made.log
+    assert log.users == ["ann", "dan", "eve"]
+    assert [log.items[a:b].tolist() for a, b in zip(log.offsets, log.offsets[1:], strict=False)] == [
+        [0, 1],
+        [-1, -1],
+        [1],  # after the erasure: a new user's
+    ]
+    assert len(log.keys) == 2 and len(log.words) == 1  # what eve looked for was never encoded
+    told = "\n".join(made.notes)
+    assert "3 events of users who asked to be forgotten" in told and "1 events sent twice" in told
+    assert "1 messages of items not read" in told and "1 messages of events not read" in told
+
+    assert from_topics(mine, until_ms=T0 + 2_000).log.users == ["ann"]
+
+
+def test_what_cannot_be_read_is_one_line(settings: MakeSettings) -> None:
+    mine = settings()
+    with pytest.raises(HeadraceError, match="the catalogue holds no item; load it with `headrace items load`"):
+        from_topics(mine)
+    with pytest.raises(HeadraceError, match="create it with `headrace topics create`"):
+        from_topics(settings(create=False))
