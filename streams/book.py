@@ -158,10 +158,11 @@ class Book:
 
     def _fits(self, record: Opened) -> bool:
         k, w = len(record.slate), self._widths
+        d = w.state or len(record.state) // 4
         return (
-            len(record.state) == 4 * w.state
+            len(record.state) == 4 * d
             and len(record.context) == 4 * w.context
-            and len(record.items) == 2 * k * w.state
+            and len(record.items) == 2 * k * d
             and len(record.scalars) == 4 * k * w.scalars
             and len(record.propensities) == 8 * k
         )

@@ -1,4 +1,4 @@
-"""What every worker reads whole: `item-vectors` and `policy-versions`, to their end before it is ready, then as they
+"""What every worker reads whole: items, policy versions, announcements; to their end before it is ready, then as they
 grow.
 
 A thread reads and decodes; the worker takes what has come between two records of `interactions`.
@@ -18,9 +18,9 @@ from headrace.streams.settings import Settings
 
 
 class Broadcast:
-    """Reads topics from their beginning. `decode` maps a topic's short name to its records' decoder."""
+    """Reads topics from their beginning. `decode` maps a topic's short name to what makes a record of a message."""
 
-    def __init__(self, settings: Settings, decode: dict[str, Callable[[bytes], Any]]) -> None:
+    def __init__(self, settings: Settings, decode: dict[str, Callable[[kafka.Message], Any]]) -> None:
         self._settings = settings
         self._decode = {settings.topic(name): (name, decoder) for name, decoder in decode.items()}
         self._arrived: deque[tuple[str, Any]] = deque()
@@ -82,4 +82,5 @@ class Broadcast:
         value = message.value()
         if value is not None and not (message.key() or b"").startswith(b"\0"):  # else a writer's own: fence, position
             name, decode = self._decode[message.topic()]
-            self._arrived.append((name, decode(value)))
+            if (record := decode(message)) is not None:
+                self._arrived.append((name, record))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.streams.cli_encoder import app as encoder_app
 from headrace.streams.cli_export import app as export_app
 from headrace.streams.cli_options import AsJson, Config, Debug, Mapping
 from headrace.streams.cli_policy import app as policy_app
@@ -38,6 +39,7 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(items_app, name="items")
 app.add_typer(events_app, name="events")
 app.add_typer(export_app, name="export")
+app.add_typer(encoder_app, name="encoder")
 app.add_typer(policy_app, name="policy")
 
 

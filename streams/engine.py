@@ -96,6 +96,10 @@ class Engine:
                 if oldest is not None:
                     self._expiry.setdefault(self._bucket(oldest), []).append(key[1:].decode())
 
+    def serve(self, recommender: Recommender) -> None:
+        """What decides from the next record on."""
+        self._recommender = recommender
+
     # -- one record ---------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch, offset: int) -> Effects:

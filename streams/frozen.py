@@ -42,8 +42,9 @@ class Frozen:
             spans.append([offset + 1, -1])
 
     def end(self, policy: str, offset: int) -> None:
-        """What comes after the message at `offset` is learned again."""
-        self._spans[policy][-1][1] = offset + 1
+        """What comes after the message at `offset` is learned again; nothing where it is not frozen."""
+        if policy in self:
+            self._spans[policy][-1][1] = offset + 1
 
     def told(self) -> str:
         return json.dumps(self._spans)

@@ -69,11 +69,11 @@ class GatePart:
         self.frozen = Frozen()
         self.known = -1
         self.commands = -1  # offset of the last command taken
-        self.counts: Counter[tuple[str, str]] = Counter()  # (promotion, policy) or (rollback, rule), for metrics
+        self.counts: Counter[tuple[str, str]] = Counter()  # (promotion, policy) or (rollback, rule)
         self._waiting: list[tuple[int, Command]] = []
         self._alarm: Alarm | None = None
         self._history: list[Entry] = []  # not yet published
-        self._checked = 0  # examples that the guarded policy had learned when its arrays were last looked at
+        self._checked = 0  # examples that the guarded policy had learned when its arrays were looked at
         self._entries = 0  # of the history, published ones included
         self._dirty = False
         control = control_arm(settings) or None
@@ -85,6 +85,17 @@ class GatePart:
         self._ledger = Ledger(list(self.serves))
         self._guard = self._new_guard()
         self.verdicts = {}
+
+    def encoder_changed(self, version: str, policies: Sequence[str], *, offset: int) -> None:
+        """Heads begin anew: nothing of before can be put back, or counts for or against them."""
+        if offset <= self.known:
+            return
+        for policy in policies:
+            self.staging.drop_after(policy, -1)
+            self.frozen.end(policy, offset)
+        self._ramp = Ramp(loss=self._settings.loss, planned=self._settings.planned)
+        self.start_evidence()
+        self._note(Entry("encoder", self.champion, "announcement", f"{version}: policies begin anew"))
 
     @property
     def champion(self) -> str:
@@ -112,8 +123,7 @@ class GatePart:
         if offset <= self.known:
             return
         self.known = offset
-        shown: Counter[tuple[str, int]] = Counter()
-        earned: dict[tuple[str, int], float] = defaultdict(float)
+        shown, earned = Counter[tuple[str, int]](), defaultdict[tuple[str, int], float](float)
         ledger, ramp = self._ledger, self._ramp
         for decision in lessons.first_shown:
             if self._counts(decision):

@@ -19,11 +19,9 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from prometheus_client import CollectorRegistry
 
-from headrace.export import artifact
-from headrace.export.defaults import ensure_user
-from headrace.streams import http, kafka, topics
+from headrace.streams import encoders, http, kafka, topics
 from headrace.streams.ends import EndsWatch
-from headrace.streams.errors import ArtifactMismatch, Fatal, HeadraceError
+from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.gate import report
 from headrace.streams.learning import Learning
 from headrace.streams.metrics import Metrics
@@ -193,8 +191,9 @@ class Session:
         self._metrics.learner_dropped.inc(tally.unmatched)
         if tally.misfits:
             _log.warning(
-                "%s decisions were made to other widths than the settings and the encoder say: nothing is learned from "
-                "them; run workers and learner with the same settings",
+                "%s decisions were made to other widths than the settings say, or with another encoder than the newest:"
+                " nothing is learned from them; run workers and learner with the same settings, and see `headrace "
+                "encoder show`",
                 tally.misfits,
             )
         tally.fresh = tally.corrections = tally.steps = tally.unmatched = tally.misfits = 0
@@ -226,11 +225,12 @@ class Learner:
         return self._session is not None and self._session.ready
 
     def run(self) -> None:
-        dim = _state_dim(self._settings)
+        dim = encoders.state_dim(self._settings)
         if self._settings.policy.name == "neural_linear":
             importlib.import_module("headrace.policy.trunk_training")  # torch takes seconds: before, not in the middle
         while not self._stop.is_set():
             self._on_signals(signal.SIG_DFL)  # nothing to drain before a session stands: a signal ends us at once
+            encoders.of_the_settings(self._settings)
             self._session = Session(self._settings, self._metrics, dim=dim)
             self._on_signals(lambda *_: self._stop.set())
             try:
@@ -243,13 +243,6 @@ class Learner:
     def _on_signals(handler: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handler)
-
-
-def _state_dim(settings: Settings) -> int:
-    try:
-        return artifact.load(ensure_user(settings.encoder.artifact), "user").manifest.dims["state"]
-    except artifact.ArtifactError as error:
-        raise ArtifactMismatch(str(error)) from None
 
 
 def run(settings: Settings) -> None:

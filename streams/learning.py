@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -28,6 +28,7 @@ from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.rewards import Rewards
 from headrace.streams.settings import Settings
+from headrace.streams.space import Space
 from headrace.streams.start import begin
 from headrace.streams.versions import MISFIT, arrays_of, make_policy, version_of
 
@@ -52,13 +53,20 @@ class Learning:
     def __init__(self, settings: Settings, *, dim: int) -> None:
         """`dim` d of states and items: the user encoder's."""
         names = dict.fromkeys([settings.policy.name, *(policy_of_arm(settings, arm) for arm in settings.arms.shares)])
+        self._settings, self._names = settings, list(names)
         made = {name: make_policy(settings, name, dim=dim) for name in names}
         start = begin(settings, made[settings.policy.name])
         self._rewards, told = Rewards(settings), settings.learner
         # What was told one way is never corrected by what is told another.
         self._told = f"{self._rewards.version} {told.outstanding:d}{told.position_weights:d}"
+        self.space = Space(dim)
         self.policies = [
-            PolicyPart(policy, started=start is not None and name == start.policy, rewards=self._told)
+            PolicyPart(
+                policy,
+                started=start is not None and name == start.policy,
+                rewards=self._told,
+                space=self.space,
+            )
             for name, policy in made.items()
             if name in LEARNED
         ]
@@ -83,7 +91,7 @@ class Learning:
         )
         self._book = Book(
             settings.learner.open_decisions,
-            self._widths,
+            replace(self._widths, state=0),  # what counts for an arm is counted whatever encoded it
             assume_shown=settings.decisions.assume_shown,
             rewards=self._rewards,
             estimates=self.estimates,
@@ -100,6 +108,7 @@ class Learning:
         self.offset = max(record.offset for record in latest.values())
         self._boundaries = max(record.version for record in latest.values())
         mine = [latest[part.policy.name] for part in self.policies if part.policy.name in latest]
+        anew = self._resume_space(self.space.resumed(mine), latest)
         others = {str(record.meta.get("rewards", "by the release before")) for record in mine} - {self._told}
         if others:  # never mixed: what was learned from other rewards is learned again from these
             log.warning(
@@ -117,11 +126,57 @@ class Learning:
             record = latest.get(part.policy.name)
             if record is not None:
                 part.resume(record)
-            starts.append(record.replay_from if record is not None and part.known >= 0 else 0)
+            starts.append(
+                record.replay_from if record is not None and part.known >= 0 else anew.get(part.policy.name, 0)
+            )
         self.gate.resume(latest.values(), offset=self.offset, comparable=not others)
         starts.append(latest[PART].replay_from if PART in latest else 0)
         self._resume_estimates(latest.get(estimates.PART))
         return min(starts)
+
+    def _resume_space(self, space: Space, latest: dict[str, PolicyVersion]) -> dict[str, int]:
+        """Goes on in the space of the heads that were learned last. Those of an older one begin anew, where this one
+        began: {policy: offset}."""
+        anew: dict[str, int] = {}
+        if space.dim != self.space.dim:
+            self._enter(space)
+        self.space = space
+        for part in self.policies:
+            part.space = space
+            record = latest.get(part.policy.name)
+            if record is not None and not space.resumed([record]).same(space):
+                del latest[part.policy.name]
+                anew[part.policy.name] = space.since
+        return anew
+
+    def _enter(self, space: Space) -> None:
+        """Heads that know nothing, for the vectors of another encoder."""
+        self._widths = replace(self._widths, state=space.dim)
+        self.policies = [
+            PolicyPart(make_policy(self._settings, name, dim=space.dim), rewards=self._told, space=space)
+            for name in self._names
+            if name in LEARNED
+        ]
+
+    def _follow_encoder(self, message: Transitions, offset: int) -> None:
+        """What the workers encode with decides what is learned in. What was published before has been judged by it."""
+        space = self.space.after(message, offset)
+        if space is self.space:
+            return
+        before, self.space = self.space, space
+        if before.same(space):
+            for part in self.policies:
+                part.space = space
+            return
+        log.warning(
+            "encoder %s (%s) took the place of %s: policies begin anew from transitions@%s",
+            space.serial,
+            space.version,
+            before.version,
+            offset,
+        )
+        self._enter(space)
+        self.gate.encoder_changed(space.version, self._names, offset=offset)
 
     def _resume_estimates(self, record: PolicyVersion | None) -> None:
         if record is not None:
@@ -137,18 +192,20 @@ class Learning:
         `publish` False leaves this boundary's versions out: the next one's will hold what was learned.
         """
         replay_from = self._book.replay_from(otherwise=offset)
+        self._follow_encoder(message, offset)
         lessons = self._book.read(message, offset)
-        examples = lessons.examples(self._widths)
-        steps = lessons.steps(self._widths) if any(part.policy.follows for part in self.policies) else None
+        here = partial(_in_space, self.space)
+        examples = lessons.examples(self._widths, of=here)
+        steps = lessons.steps(self._widths, of=here) if any(part.policy.follows for part in self.policies) else None
         for part in self.policies:
             name = part.policy.name
             own, missed = self._own.get(name), self.gate.frozen.missed(name)
             if not within(missed, offset):
                 mine, then = examples, steps
                 if own is not None or missed:
-                    mine = lessons.examples(self._widths, of=partial(_known, own, missed))
+                    mine = lessons.examples(self._widths, of=_both(here, partial(_known, own, missed)))
                 if own is not None:
-                    then = lessons.steps(self._widths, of=own)
+                    then = lessons.steps(self._widths, of=_both(here, own))
                 part.take(mine, then if part.policy.follows else None, offset, replay_from=replay_from)
         if lessons.behaviour:
             self.behaviour.take(lessons.behaviour, offset)
@@ -157,7 +214,7 @@ class Learning:
             return []
         tally = self.tally
         tally.unmatched += lessons.unmatched
-        tally.misfits += lessons.misfits
+        tally.misfits += lessons.misfits + lessons.strangers(here)
         tally.steps += len(lessons.followed) if steps is not None else 0
         if examples is not None and self.policies:
             fresh = int(np.count_nonzero(examples.fresh))
@@ -205,6 +262,14 @@ def _known(own: Callable[[Decision], bool] | None, missed: Sequence[Span], decis
     """Whether a policy learns from the decision and learned when it was shown: without its example there is nothing
     that a correction could correct."""
     return (own is None or own(decision)) and not within(missed, decision.shown_at)
+
+
+def _in_space(space: Space, decision: Decision) -> bool:
+    return decision.encoder == space.version and len(decision.state) == 4 * space.dim
+
+
+def _both(one: Callable[[Decision], bool], other: Callable[[Decision], bool]) -> Callable[[Decision], bool]:
+    return lambda decision: one(decision) and other(decision)
 
 
 def _own(settings: Settings, name: str, decision: Decision) -> bool:

@@ -25,7 +25,7 @@ _LARGEST = 100.0  # of a scalar or context feature: beyond it one example would 
 class Widths:
     """What a policy's rows measure; a decision made to another measure teaches it nothing."""
 
-    state: int
+    state: int  # 0: any
     context: int
     scalars: int
 
@@ -38,6 +38,7 @@ class Decision:
         "closed",
         "context",
         "earned",
+        "encoder",
         "heard",
         "id",
         "items",
@@ -66,6 +67,7 @@ class Decision:
         self.user_id = opened.user_id
         self.arm, self.policy = sys.intern(opened.arm), sys.intern(opened.policy)
         self.version = opened.policy_version
+        self.encoder = sys.intern(opened.encoder_version)
         self.id = int.from_bytes(hashlib.blake2b(opened.recommendation_id.encode(), digest_size=8).digest(), "little")
         self.ts = opened.ts
         self.size = len(opened.slate)
@@ -118,6 +120,10 @@ class Lessons:
     misfits: int = 0  # decisions of other widths
     busy: int = 0  # decisions and outcomes of crawlers and hot users
 
+    def strangers(self, of: Callable[[Decision], bool]) -> int:
+        """Decisions first shown that are not `of` those a policy may learn from."""
+        return sum(not of(decision) for decision in self.first_shown)
+
     def examples(self, widths: Widths, *, of: Callable[[Decision], bool] | None = None) -> Examples | None:
         """The rows as arrays, None where there are none. `of` says of which decisions; None: of all.
 
@@ -152,7 +158,11 @@ class Lessons:
 
     def steps(self, widths: Widths, *, of: Callable[[Decision], bool] | None = None) -> Steps | None:
         """The closed decisions and what followed them, as arrays; None where there are none."""
-        chosen = [x for x in self.followed if of is None or of(x.decision)]
+        chosen = [
+            x
+            for x in self.followed
+            if (of is None or of(x.decision)) and (x.following is None or x.following.encoder == x.decision.encoder)
+        ]
         if not chosen:
             return None
         firsts = [x.decision for x in chosen]

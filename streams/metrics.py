@@ -75,6 +75,8 @@ class Metrics:
         self.policy_version = gauge("policy_version", "Policy version in use", "policy")
         self.encoder_info = gauge("encoder_info", "1 for the user encoder in use", "version")
         self.text_encoder_info = gauge("text_encoder_info", "1 for the text encoder in use", "version")
+        self.encoder_serial = gauge("encoder_serial", "Number of the announcement by which the encoder serves")
+        self.encoder_swaps = counter("encoder_swaps_total", "Announced encoders made ready, or refused", "outcome")
         self.propensity = histogram("propensity", "Logged propensities", "arm", buckets=_PROBABILITIES)
         self.calibration_expected = counter(
             "propensity_expected_total", "Candidates of first positions: what the sum of 1/propensity must equal", "arm"
@@ -107,6 +109,7 @@ class Metrics:
             (self.text_cache, ("hit", "miss")),
             (self.item_changes, ("new", "changed", "removed")),
             (self.encoder_cache, ("hit", "rebuilt")),
+            (self.encoder_swaps, ("swapped", "refused")),
             (self.learner_steps, ("fresh", "correction", "step")),
             (self.rollbacks, ("reward", "calibration", "norm", "not_finite", "command")),
         ):

@@ -1,36 +1,74 @@
-"""What a worker decides with: encoders, catalogue and policies, loaded once a process and shared by its partitions."""
+"""What a worker decides with: encoders, catalogue and policies, loaded together and shared by its partitions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from headrace.export.defaults import ensure_text, ensure_user
+from headrace.streams import encoders
+from headrace.streams.broadcast import Broadcast
 from headrace.streams.encoder import UserEncoder
+from headrace.streams.encoders import Encoders
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
+from headrace.streams.records import decode_item, decode_policy_version
 from headrace.streams.settings import Settings
 from headrace.streams.texts import TextEncoder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Models:
+    """One set. All that depends on the encoders hangs here, so that another set can take its place between two
+    records (swap.py)."""
+
+    encoders: Encoders
     encoder: UserEncoder
     items: ItemStore
     policies: Policies
     recommender: Recommender
 
+    @property
+    def complete(self) -> bool:
+        """Whether the catalogue has encoded every item with the text encoder of this set."""
+        return True
 
-def load_models(settings: Settings) -> Models:
-    """Builds the default artifacts where they are not cached yet. Raises what the artifacts' readers raise."""
+    def apply(self, topic: str, record: Any) -> str | None:
+        """Takes one broadcast record; returns what it was to the catalogue: new, changed, removed, else None."""
+        if topic == "item-vectors":
+            return self.items.apply(record)
+        if topic == "policy-versions":
+            self.policies.apply(record)
+        return None
+
+
+def load_models(settings: Settings, found: Encoders | None = None) -> Models:
+    """Without `found` the settings' own artifacts: the default ones are built where they are not cached yet.
+
+    Raises what the artifacts' readers raise.
+    """
+    found = found or encoders.of_settings(settings)
     encoder = UserEncoder(
-        ensure_user(settings.encoder.artifact),
+        found.user,
         cache_bytes=settings.encoder.cache_bytes,
         window=settings.worker.history,
         threads=settings.encoder.threads,
     )
-    texts = TextEncoder(ensure_text(settings.catalogue.text_model), threads=settings.catalogue.threads)
+    texts = TextEncoder(found.text, threads=settings.catalogue.threads)
     items = ItemStore(encoder.project, dim=encoder.dim)
-    policies = Policies(settings, items, dim=encoder.dim)
+    policies = Policies(settings, items, dim=encoder.dim, encoder_version=encoder.version)
     recommender = Recommender(settings, items=items, policies=policies, encoder=encoder, texts=texts)
-    return Models(encoder, items, policies, recommender)
+    recommender.encoder_serial = found.serial
+    return Models(found, encoder, items, policies, recommender)
+
+
+def broadcast(settings: Settings) -> Broadcast:
+    """What a set of models is fed with, and the announcements of the next one."""
+    return Broadcast(
+        settings,
+        {
+            "item-vectors": lambda message: decode_item(message.value() or b""),
+            "policy-versions": lambda message: decode_policy_version(message.value() or b""),
+            encoders.TOPIC: encoders.decode,  # None for what is no announcement
+        },
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from headrace.policy.base import Arrays, Examples, Meta, Policy, Steps
 from headrace.policy.behaviour import CoOccurrence, Popularity, behaviour
 from headrace.streams.records import Behaviour, PolicyVersion
+from headrace.streams.space import Space
 from headrace.streams.versions import MISFIT, arrays_of, part_of, version_of
 
 log = logging.getLogger("headrace.learner")
@@ -51,9 +52,11 @@ class PolicyPart:
     `forgot`: where the policy was put back to an earlier version; nothing up to there is remembered any more.
     """
 
-    def __init__(self, policy: Policy, *, started: bool = False, rewards: str = "") -> None:
-        """`started`: the policy knows something already, which is to be published. `rewards`: their version."""
+    def __init__(self, policy: Policy, *, started: bool = False, rewards: str = "", space: Space | None = None) -> None:
+        """`started`: the policy knows something already, which is to be published. `rewards`: their version; `space`:
+        what it learns in."""
         self.policy, self._rewards = policy, rewards
+        self.space = space or Space(policy.dim)
         self.known = self.forgot = -1
         self._beginning = policy.snapshot()
         self._published = -1
@@ -120,7 +123,7 @@ class PolicyPart:
         return version_of(
             self.policy.name,
             arrays,
-            meta | {"forgot": self.forgot, "rewards": self._rewards},
+            meta | {"forgot": self.forgot, "rewards": self._rewards} | self.space.meta(),
             version=version,
             offset=offset,
             replay_from=self._trail.replay_from(book),

@@ -77,8 +77,10 @@ def stand_in(settings: Settings) -> str:
 class Policies:
     """One object a worker. `apply` takes what the learner published; everything else only reads."""
 
-    def __init__(self, settings: Settings, items: ItemStore, *, dim: int) -> None:
+    def __init__(self, settings: Settings, items: ItemStore, *, dim: int, encoder_version: str = "") -> None:
+        """A head that was learned with another encoder than `encoder_version` does not serve; empty: any may."""
         self._settings = settings
+        self._encoder = encoder_version
         self._items = items
         self._served: dict[str, Served] = {}
         self.contexts = ContextEncoder(settings).size
@@ -122,6 +124,8 @@ class Policies:
                 self._by_arm.update(serves(meta, self._by_arm))
                 self._share = float(meta.get("share", 1.0))
             elif name in self._served:
+                if self._encoder not in ("", meta.get("encoder", self._encoder)):
+                    return  # it speaks of other vectors; a head of ours follows
                 policy = self._make(name, self._items.dim)
                 if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays.values()):
                     raise ValueError("it holds a number that is not finite")

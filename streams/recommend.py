@@ -70,6 +70,7 @@ class Recommender:
         self.policies = policies
         self.encoder = encoder
         self.texts = texts
+        self.encoder_serial = 0  # of the announcement by which the encoder serves
         self._settings = settings
         self._context = ContextEncoder(settings)
         self._candidates = Candidates(items, policies, n=settings.worker.candidates)
@@ -331,6 +332,7 @@ class Recommender:
             query.keys[i][mask].tobytes(), explored.astype(np.uint8).tobytes(),
             query.items[i][mask].astype(np.float16).tobytes() if full else b"",
             query.scalars[i][mask].tobytes() if full else b"",
+            encoder_serial=self.encoder_serial,
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
 

@@ -150,6 +150,7 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     all_items: bytes = b""  # float16 (n, d), in the order of `candidates`
     all_scalars: bytes = b""  # float32 (n, m)
     busy: bool = False  # the user is a crawler, or acts like one: nothing is learned from this
+    encoder_serial: int = 0  # of the announcement by which the encoder serves, 0 for the settings' own
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
@@ -265,6 +266,26 @@ class Command(msgspec.Struct, frozen=True):
     version: int | None = None
 
 
+# -- encoder-versions: a person → learner, workers, catalogue ----------------------------------------------------------
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """Which encoders are to serve, as JSON. `user` and `text` are what the settings `encoder.artifact` and
+    `catalogue.text_model` could say; each version is the one that must be found there.
+
+    `origin`: "command", or "settings" where the learner found other artifacts in its settings than the last time.
+    """
+
+    user: str
+    user_version: str
+    text: str
+    text_version: str
+    who: str
+    why: str
+    ts: int
+    origin: str = "command"
+
+
 def encode(record: msgspec.Struct) -> bytes:
     return _encoder.encode(record)
 
@@ -276,6 +297,8 @@ decode_transitions = msgspec.msgpack.Decoder(Transitions).decode
 decode_policy_version = msgspec.msgpack.Decoder(PolicyVersion).decode
 encode_command = msgspec.json.Encoder().encode
 decode_command = msgspec.json.Decoder(Command).decode
+encode_announcement = msgspec.json.Encoder().encode
+decode_announcement = msgspec.json.Decoder(Announcement).decode
 
 
 _TRANSITIONS_BYTES = 400_000  # a record of `transitions` stays under a broker's usual 1 MB

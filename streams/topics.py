@@ -73,6 +73,7 @@ def table(settings: Settings) -> list[Topic]:
         ours("transitions", 1, kept),  # one partition: one total order for the learner
         ours("policy-versions", 1, reread),
         ours("policy-commands", 1, kept),  # what people want of the learner, in order
+        ours("encoder-versions", 1, few_keys),  # every announcement has a key of its own: none is ever lost
     ]
 
 

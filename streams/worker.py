@@ -19,19 +19,17 @@ import msgspec
 from confluent_kafka import KafkaError, Producer
 
 from headrace.streams import http, kafka, topics
-from headrace.streams.broadcast import Broadcast
 from headrace.streams.effects import Effects, report
 from headrace.streams.ends import EndsWatch
 from headrace.streams.engine import PROGRESS, Engine, Progress, decode_progress
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.exactly_once import PartitionedStore, Tables, Transport, UsersTable
 from headrace.streams.metrics import Metrics
-from headrace.streams.models import load_models
-from headrace.streams.records import decode_batch, decode_item, decode_policy_version
+from headrace.streams.records import decode_batch
+from headrace.streams.serving import Serving
 from headrace.streams.settings import Settings
 from headrace.streams.slots import claim
 from headrace.streams.standby import PartitionState, Standbys
-from headrace.streams.versions import SERVED
 
 log = logging.getLogger("headrace.worker")
 _WAITING_BYTES = 16_777_216  # of one partition's records read ahead
@@ -66,18 +64,11 @@ class Worker:
         self.interactions = settings.topic("interactions")
         self._changelog = settings.topic("users-changelog")
         self._assignments: dict[int, Assignment] = {}
-        models = load_models(settings)
-        self.items, self.policies, self.recommender = models.items, models.policies, models.recommender
-        self.broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
+        self.serving = Serving(settings, metrics)
         self.standbys = Standbys(settings, self._changelog)
-        self._encoder = models.encoder
-        metrics.encoder_info.labels(models.encoder.version).set(1)
-        metrics.text_encoder_info.labels(models.recommender.texts.version).set(1)
         self.app = self._faust_app()
         self._store = cast(PartitionedStore, self._users.data)
         self._recovered = False
-        self._cache_counts = (0, 0)
-        self._started_ms = time.time() * 1000
         self.ends = EndsWatch(settings, metrics, ["interactions", "item-vectors", "policy-versions"], interval_s=2)
         self.error: BaseException | None = None
 
@@ -137,8 +128,7 @@ class Worker:
 
         What was read before, as its owner or its standby, is not read again.
         """
-        if not self.broadcast.caught_up:
-            self.broadcast.wait_caught_up()
+        self.serving.wait_caught_up()
         started = time.monotonic()
         producer = kafka.transactional_producer(self.settings, f"{self.settings.topics.prefix}worker-{partition}")
         found = self._store.partitions.get(partition)
@@ -149,7 +139,7 @@ class Worker:
         )
         progress = Progress(clock={}, counts={}) if found.progress is None else decode_progress(found.progress)
         self._store.partitions[partition] = found
-        engine = Engine(self.settings, partition, self.recommender, states=found.states, progress=progress)
+        engine = Engine(self.settings, partition, self.serving.recommender, states=found.states, progress=progress)
         self._assignments[partition] = Assignment(partition, producer, engine, found, progress.offset)
         self.metrics.recoveries.inc()
         self.metrics.recovery.observe(time.monotonic() - started)
@@ -209,7 +199,7 @@ class Worker:
             assignment.waiting_bytes -= len(message.value or b"")
             if message.offset <= assignment.engine.applied:
                 continue
-            self._take_broadcast()
+            self._keep_up()
             with self.metrics.stage.labels("apply").time():
                 found = assignment.engine.apply(decode_batch(message.value), message.offset)
                 assignment.engine.accept(found)
@@ -275,26 +265,11 @@ class Worker:
             raise Fatal(f"another worker has taken partition {partition} over while Kafka was away: starting again")
         assignment.producer = producer
 
-    def _take_broadcast(self) -> None:
-        """New items and policy versions, taken between two records."""
-        self.broadcast.check()
-        arrived = self.broadcast.take()
-        if not arrived:
-            return
-        now = time.time()
-        for name, record in arrived:
-            if name == "item-vectors":
-                kind = self.items.apply(record)
-                if kind is not None:
-                    self.metrics.item_changes.labels(kind).inc()
-                    if record.sent_ms > self._started_ms and kind != "removed":
-                        self.metrics.item_latency.observe(max(0.0, now - record.sent_ms / 1000))
-            else:
-                self.policies.apply(record)
-                if record.policy in SERVED:
-                    self.metrics.policy_version.labels(record.policy).set(record.version)
-        if self.items.settle():
-            self.recommender.forget()
+    def _keep_up(self) -> None:
+        """New items, policy versions and encoders, taken between two records."""
+        if self.serving.keep_up():
+            for assignment in self._assignments.values():
+                assignment.engine.serve(self.serving.recommender)
 
     async def _release(self, app: Any, revoked: Any, **kwargs: Any) -> None:
         """Faust waits for this: let the commit in flight end. The state stays until it is known who has it next."""
@@ -317,20 +292,15 @@ class Worker:
             await asyncio.sleep(0.1)
             try:
                 self.standbys.check()
-                if self.broadcast.caught_up:
-                    self._take_broadcast()
+                if self.serving.caught_up:
+                    self._keep_up()
             except Exception as error:
                 self.failed(error)
             self._gauges()
 
     def _gauges(self) -> None:
         metrics = self.metrics
-        available = len(self.items.pool())
-        metrics.items.labels("available").set(available)
-        metrics.items.labels("unavailable").set(len(self.items) - available)
-        before, self._cache_counts = self._cache_counts, (self._encoder.hits, self._encoder.rebuilt)
-        for outcome, was, now in zip(("hit", "rebuilt"), before, self._cache_counts, strict=True):
-            metrics.encoder_cache.labels(outcome).inc(now - was)
+        self.serving.report()
         for partition, assignment in list(self._assignments.items()):
             engine = assignment.engine
             metrics.state_users.labels(partition).set(len(engine.states))
@@ -343,7 +313,7 @@ class Worker:
 
     def ready(self) -> bool:
         """The broadcasts are read and Faust has been given its partitions, recovered."""
-        return self.broadcast.caught_up and bool(self.app.tables.actives_ready)
+        return self.serving.caught_up and bool(self.app.tables.actives_ready)
 
 
 def faust_credentials(settings: Settings) -> dict[str, Any]:
@@ -379,14 +349,13 @@ def run(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry(), "worker")
     worker = Worker(settings, metrics)
     server = http.serve(metrics, ready=worker.ready, alive=lambda: worker.error is None, settings=settings)
-    worker.broadcast.start()
     try:
         faust.Worker(worker.app, loglevel="WARN", quiet=True, override_logging=False).execute_from_commandline()
     except SystemExit as stop:
         if stop.code:
             raise Fatal(f"the worker's engine stopped with code {stop.code}") from stop
     finally:
-        worker.broadcast.close()
+        worker.serving.close()
         worker.standbys.close()
         worker.ends.close()
         server.close()

@@ -195,20 +195,21 @@ def ticked(message: Transitions) -> Transitions:
     return make_transitions(*message.records, tick=True)
 
 
-def test_a_part_of_another_shape_is_learned_anew_and_its_numbers_go_on() -> None:
+def test_vectors_of_another_size_are_learned_anew_when_they_come_and_numbers_go_on() -> None:
     log = log_of(7, 60)
     narrow = make_learning(make_settings())
     committed: dict[str, PolicyVersion] = {}
     for offset, message in enumerate(log):
         committed = latest(narrow.apply(message, offset), committed)
     wide = Learning(make_settings(), dim=2 * DIM)
-    assert wide.resume(committed.values()) == 0
-    for offset, message in enumerate(log):
-        wide.apply(message, offset)
-    wide.apply(make_transitions(make_opened("new", d=2 * DIM, c=1), make_impression("new", positions=[0])), 60)
+    for offset in range(wide.resume(committed.values()), len(log)):
+        wide.apply(log[offset], offset)
+    assert bits(wide) == bits(narrow)  # the workers' encoder decides, not the settings'
+    new = make_opened("new", d=2 * DIM, c=1, encoder_version="sha256:wide", encoder_serial=1)
+    wide.apply(make_transitions(new, make_impression("new", positions=[0])), 60)
     (version,) = [v for v in wide.apply(make_transitions(tick=True), 61) if v.part == "linucb"]
     assert version.version > committed["linucb"].version
-    assert wide.tally.misfits > 0 or committed["linucb"].offset == 59
+    assert wide.tally.misfits == 0 and wide.policies[0].policy.dim == 2 * DIM
 
 
 def test_every_arm_that_learns_has_its_part() -> None:

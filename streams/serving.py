@@ -1,0 +1,148 @@
+"""What a worker decides with, kept up to date between two records: items, policies, and the encoders themselves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+
+from headrace.streams import encoders, models
+from headrace.streams.encoders import TOPIC
+from headrace.streams.errors import ArtifactMismatch
+from headrace.streams.metrics import Metrics
+from headrace.streams.recommend import Recommender
+from headrace.streams.records import Announcement, Item, PolicyVersion
+from headrace.streams.settings import Settings
+from headrace.streams.swap import Swap
+from headrace.streams.versions import SERVED
+
+log = logging.getLogger("headrace.worker")
+
+
+class Serving:
+    """One set of models and what keeps it current; when the next set is ready it takes the place of this one."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Loads the newest announced artifacts that can be read here, and begins to read the broadcast topics."""
+        self._settings, self._metrics = settings, metrics
+        self._models = models.load_models(settings, encoders.in_force(settings, refused=self._refuse))
+        self._next: Swap | None = None
+        self._refused: set[int] = set()
+        self._started_ms = time.time() * 1000
+        self._cache_counts = (0, 0)
+        self._tell()
+        self._broadcast = models.broadcast(settings)
+        self._broadcast.start()
+
+    @property
+    def recommender(self) -> Recommender:
+        return self._models.recommender
+
+    @property
+    def caught_up(self) -> bool:
+        """Everything that stood in the broadcast topics at the start has arrived."""
+        return self._broadcast.caught_up
+
+    def wait_caught_up(self) -> None:
+        if not self._broadcast.caught_up:
+            self._broadcast.wait_caught_up()
+
+    def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._broadcast.close()
+
+    def keep_up(self) -> bool:
+        """Takes what has arrived; True where another set of models serves from here on. Never within a record."""
+        self._broadcast.check()
+        announced: list[tuple[int, Announcement]] = []
+        arrived = self._broadcast.take()
+        for topic, record in arrived:
+            if topic == TOPIC:
+                announced.append(record)
+            else:
+                self._apply(topic, record)
+        if arrived and self._models.items.settle():
+            self._models.recommender.forget()
+        self._hear(announced)
+        return self._change_over()
+
+    def _apply(self, topic: str, record: Item | PolicyVersion) -> None:
+        kind = self._models.apply(topic, record)
+        if kind is not None and isinstance(record, Item):
+            self._metrics.item_changes.labels(kind).inc()
+            if record.sent_ms > self._started_ms and kind != "removed":
+                self._metrics.item_latency.observe(max(0.0, time.time() - record.sent_ms / 1000))
+        if isinstance(record, PolicyVersion) and record.policy in SERVED:
+            self._metrics.policy_version.labels(record.policy).set(record.version)
+
+    # -- encoders ---------------------------------------------------------------------------------------------------
+
+    def _hear(self, announced: list[tuple[int, Announcement]]) -> None:
+        """The newest announcement is prepared, unless it names what serves already."""
+        if not announced:
+            return
+        serial, said = announced[-1]
+        if serial <= self._models.encoders.serial or serial in self._refused:
+            return
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        now = self._models.encoders
+        if (said.user_version, said.text_version) == (now.user_version, now.text_version):
+            self._models.recommender.encoder_serial = serial
+            self._models.encoders = replace(now, serial=serial)
+            self._tell()
+            return
+        log.info("encoder %s (%s) is announced by %s and made ready", serial, said.user_version, said.who)
+        self._next = Swap(self._settings, serial, said)
+
+    def _change_over(self) -> bool:
+        coming = self._next
+        if coming is None:
+            return False
+        if coming.failure is not None:
+            self._refuse(coming.serial, coming.failure)
+            self._next = None
+            coming.cancel()
+            return False
+        if not coming.ready:
+            return False
+        before, old = self._models, self._broadcast
+        self._models, self._broadcast = coming.take()
+        self._next = None
+        threading.Thread(target=old.close, daemon=True).start()
+        self._metrics.encoder_info.remove(before.encoder.version)
+        if before.encoders.text_version != self._models.encoders.text_version:
+            self._metrics.text_encoder_info.remove(before.encoders.text_version)
+        self._cache_counts = (0, 0)
+        self._tell()
+        self._metrics.encoder_swaps.labels("swapped").inc()
+        log.info("encoder %s (%s) serves", coming.serial, self._models.encoder.version)
+        self._hear(coming.later)
+        return True
+
+    def _refuse(self, serial: int, error: BaseException) -> None:
+        """What served so far serves on."""
+        self._refused.add(serial)
+        self._metrics.encoder_swaps.labels("refused").inc()
+        if isinstance(error, ArtifactMismatch):
+            log.warning("encoder %s is refused: %s", serial, error)
+        else:
+            log.error("encoder %s cannot be made ready and is refused", serial, exc_info=error)
+
+    def _tell(self) -> None:
+        self._metrics.encoder_info.labels(self._models.encoder.version).set(1)
+        self._metrics.text_encoder_info.labels(self._models.encoders.text_version).set(1)
+        self._metrics.encoder_serial.set(self._models.encoders.serial)
+
+    def report(self) -> None:
+        """Gauges, and what the encoder's cache has saved since the last time."""
+        items, encoder = self._models.items, self._models.encoder
+        available = len(items.pool())
+        self._metrics.items.labels("available").set(available)
+        self._metrics.items.labels("unavailable").set(len(items) - available)
+        before, self._cache_counts = self._cache_counts, (encoder.hits, encoder.rebuilt)
+        for outcome, was, now in zip(("hit", "rebuilt"), before, self._cache_counts, strict=True):
+            self._metrics.encoder_cache.labels(outcome).inc(now - was)
