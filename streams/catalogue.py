@@ -15,18 +15,15 @@ from pathlib import Path
 from confluent_kafka import Consumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
-from headrace.export.artifact import ArtifactError
-from headrace.export.defaults import ensure_text
 from headrace.streams import http, kafka, topics
-from headrace.streams.encoding import Encoding
 from headrace.streams.ends import EndsWatch
-from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.kafka import Message
 from headrace.streams.metrics import Metrics
 from headrace.streams.settings import Settings, cache_dir
 from headrace.streams.shelf import Shelf
 from headrace.streams.slots import claim
-from headrace.streams.text_cache import TextCache
+from headrace.streams.text_follow import Follow
+from headrace.streams.text_vectors import TextVectors
 from headrace.streams.texts import TextEncoder
 
 _AT_ONCE = 2_000  # messages of one transaction
@@ -48,19 +45,18 @@ class Catalogue:
     def __init__(self, settings: Settings, metrics: Metrics, *, cache: Path | None = None) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._encoder = _text_encoder(settings)
-        self._cache = TextCache(
-            cache or cache_dir() / "texts.sqlite", encoder_version=self._encoder.version, dim=self._encoder.dim
-        )
-        self._encoding = Encoding(
-            self._encoder.encode, self._cache, batch=settings.catalogue.batch, metrics=self._metrics
-        )
+        self._cache = cache or cache_dir() / "texts.sqlite"
+        self._follow = Follow(settings)
+        self._texts = self._at_work(self._follow.start())
         self._shelves: dict[int, Shelf] = {}
         self._stopping = False
         self._assigned = False
         self._slot = claim(settings, "catalogue")
         self._consumer = self._open()
-        metrics.text_encoder_info.labels(self._encoder.version).set(1)
+        metrics.text_encoder_info.labels(self._texts.version).set(1)
+
+    def _at_work(self, encoder: TextEncoder) -> TextVectors:
+        return TextVectors(encoder, cache=self._cache, batch=self._settings.catalogue.batch, metrics=self._metrics)
 
     @property
     def ready(self) -> bool:
@@ -84,8 +80,8 @@ class Catalogue:
                     self._report()
         finally:
             self._consumer.close()
-            self._encoding.close()
-            self._cache.close()
+            self._texts.close()
+            self._follow.close()
             self._slot.lock.close()
 
     def _turn(self) -> None:
@@ -93,20 +89,32 @@ class Catalogue:
         for partition, messages in self._poll().items():
             if partition in self._shelves:  # else revoked while we polled: the next owner reads it
                 self._shelves[partition].read(messages)
-        encoded = self._encoding.take()
+        encoded = self._texts.take()
         until = time.monotonic() + _PATIENCE_S
         while not all(shelf.complete(encoded) for shelf in self._shelves.values()):
             if (left_s := until - time.monotonic()) <= 0:
                 break
-            encoded |= self._encoding.take(left_s)
+            encoded |= self._texts.take(left_s)
         for shelf in self._shelves.values():
             shelf.publish(encoded)
+        if (encoder := self._follow.next()) is not None:
+            self._change_over(encoder)
+
+    def _change_over(self, encoder: TextEncoder) -> None:
+        """Another text encoder from here on: every item is encoded anew."""
+        before, self._texts = self._texts, self._at_work(encoder)
+        before.close()
+        self._metrics.text_encoder_info.remove(before.version)
+        self._metrics.text_encoder_info.labels(encoder.version).set(1)
+        _log.info("text encoder %s: all items are encoded anew", encoder.version)
+        for shelf in self._shelves.values():
+            shelf.encode_anew(self._texts)
 
     def _poll(self) -> dict[int, list[Message]]:
         """Waits for one message, then takes whatever else is there; by partition."""
         self._hold_back()
         found: dict[int, list[Message]] = defaultdict(list)
-        first = kafka.consume(self._consumer, 1, _BUSY_S if len(self._encoding) else _IDLE_S)
+        first = kafka.consume(self._consumer, 1, _BUSY_S if len(self._texts) else _IDLE_S)
         for message in first and first + kafka.consume(self._consumer, _AT_ONCE, 0):
             if error := message.error():
                 kafka.check(error)
@@ -117,7 +125,7 @@ class Catalogue:
     def _hold_back(self) -> None:
         """Texts wait in memory: where there are too many, the rest of a bulk load waits in Kafka."""
         assignment = self._consumer.assignment()
-        if len(self._encoding) > _MAX_WAITING:
+        if len(self._texts) > _MAX_WAITING:
             self._consumer.pause(assignment)
         else:
             self._consumer.resume(assignment)
@@ -155,9 +163,7 @@ class Catalogue:
                 at.partition,
                 settings=self._settings,
                 metrics=self._metrics,
-                encoding=self._encoding,
-                cache=self._cache,
-                dim=self._encoder.dim,
+                texts=self._texts,
             )
             shelf.recover()
             at.offset = shelf.next_offset
@@ -173,13 +179,6 @@ class Catalogue:
         for at in partitions:
             self._shelves.pop(at.partition, None)
             self._metrics.lag.remove("items", str(at.partition))  # the next owner's to tell
-
-
-def _text_encoder(settings: Settings) -> TextEncoder:
-    try:
-        return TextEncoder(ensure_text(settings.catalogue.text_model), threads=settings.catalogue.threads)
-    except ArtifactError as error:
-        raise ArtifactMismatch(str(error)) from None
 
 
 def run(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from headrace.streams.vectors import content_hash
 
 KEPT = 4  # contents of an item that are no longer its own
 OLD = b"\0old "  # no item id begins with a control character
+ENCODED = b"\0encoded "
 Place = tuple[int, int]  # in a VectorFile: where, and how many bytes
 
 
@@ -70,19 +71,32 @@ class Old(NamedTuple):
     content: Item | None  # None: dropped
 
 
+class Encoded(NamedTuple):
+    """Every item of a partition of `items` has its vector by this text encoder."""
+
+    partition: int
+    text_version: str
+
+
+def encoded_key(partition: int) -> bytes:
+    return b"%s%d" % (ENCODED, partition)
+
+
 def old_key(item_id: str, number: int) -> bytes:
     return b"%s%d %s" % (OLD, number, item_id.encode())
 
 
-def decode(message: Message) -> Item | Old | None:
-    """What a message of `item-vectors` says of an item; None for the catalogue's own bookkeeping."""
+def decode(message: Message) -> Item | Old | Encoded | None:
+    """What a message of `item-vectors` says of items; None for the catalogue's own bookkeeping."""
     return decode_record(message.key() or b"", message.value())
 
 
-def decode_record(key: bytes, value: bytes | None) -> Item | Old | None:
+def decode_record(key: bytes, value: bytes | None) -> Item | Old | Encoded | None:
     if key.startswith(OLD):
         number, _, name = key.removeprefix(OLD).partition(b" ")
         return Old(name.decode(), int(number), None if value is None else decode_item(value))
+    if value is not None and key.startswith(ENCODED):
+        return Encoded(int(key.removeprefix(ENCODED)), value.decode())
     if value is None or key.startswith(b"\0"):
         return None
     return decode_item(value)

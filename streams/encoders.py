@@ -67,16 +67,17 @@ def of_settings(settings: Settings) -> Encoders:
 def resolve(serial: int, said: Announcement) -> Encoders:
     """The artifacts that an announcement names. Raises ArtifactMismatch where they are not there, or are others."""
     found = _found(serial, said.user, said.text)
-    for what, where, is_there, wanted in (
-        ("user", said.user, found.user_version, said.user_version),
-        ("text", said.text, found.text_version, said.text_version),
-    ):
-        if is_there != wanted:
-            raise ArtifactMismatch(
-                f"the {what} encoder in {where} is {is_there}, announced was {wanted}: put the announced artifact"
-                " there, or announce again what is there"
-            )
+    _check("user", said.user, found.user_version, said.user_version)
+    _check("text", said.text, found.text_version, said.text_version)
     return found
+
+
+def _check(what: str, where: str, found: str, announced: str) -> None:
+    if found != announced:
+        raise ArtifactMismatch(
+            f"the {what} encoder in {where} is {found}, announced was {announced}: put the announced artifact there,"
+            " or announce again what is there"
+        )
 
 
 def in_force(settings: Settings, *, refused: Callable[[int, ArtifactMismatch], None]) -> Encoders:
@@ -90,6 +91,17 @@ def in_force(settings: Settings, *, refused: Callable[[int, ArtifactMismatch], N
         except ArtifactMismatch as error:
             refused(serial, error)
     return of_settings(settings)
+
+
+def text_of(settings: Settings, said: Announcement | None) -> Path:
+    """Where the text encoder lies that an announcement names, or, for None, the settings. Raises ArtifactMismatch."""
+    try:
+        found = artifact.load(ensure_text(settings.catalogue.text_model if said is None else said.text), "text")
+    except artifact.ArtifactError as error:
+        raise ArtifactMismatch(str(error)) from None
+    if said is not None:
+        _check("text", said.text, found.version, said.text_version)
+    return found.path
 
 
 def state_dim(settings: Settings) -> int:

@@ -116,6 +116,7 @@ class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
     sent_ms: int = 0
     pending: bool = False
     generation: int = 0  # the number of the content that the vector is made of, or was last: contents.py
+    text_version: str = ""  # of the text encoder whose space the vector lies in; "": by the release before
 
 
 # -- transitions: worker → learner ------------------------------------------------------------------------------------

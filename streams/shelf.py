@@ -7,6 +7,9 @@
 An item whose text has no vector yet is published at once, `pending`, and again with its vector when the text has been
 encoded. So nothing waits for the transformer, and the position may pass an item that is pending: what stands in
 `item-vectors` says so, and the message is still in `items`, which is compacted, when a restart looks for it.
+
+After a change of the text encoder every item is behind: its vector is replaced when it has been encoded anew, without
+becoming pending, and a mark says when none is behind any more.
 """
 
 from __future__ import annotations
@@ -15,22 +18,21 @@ import logging
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.streams import contents, kafka, records, topics
-from headrace.streams.contents import Contents, Old, VectorFile
-from headrace.streams.encoding import Encoding
+from headrace.streams.contents import Contents, Encoded, Old, VectorFile
 from headrace.streams.errors import TopicsError
 from headrace.streams.kafka import Message
+from headrace.streams.known import Known, digest
 from headrace.streams.messages import Decoder, Rejection
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import Item
 from headrace.streams.settings import Settings
-from headrace.streams.text_cache import TextCache
+from headrace.streams.text_vectors import TextVectors
 from headrace.streams.vectors import content_hash, fused, projected, text_of
 
 F32 = NDArray[np.float32]
@@ -55,27 +57,11 @@ class Change:
     item: Item  # without vector; `removed` for a null value
 
 
-class Known(NamedTuple):
-    """What stands in `item-vectors` for an item."""
-
-    offset: int
-    digest: bytes  # of everything but the offset and the time
-    available: bool
-    removed: bool
-    pending: bool
-    contents: Contents
-    vector: contents.Place  # with `category` and `price`: what the current content is made of
-    category: str | None
-    price: float | None
-
-
 class Shelf:
-    def __init__(
-        self, partition: int, *, settings: Settings, metrics: Metrics, encoding: Encoding, cache: TextCache, dim: int
-    ) -> None:
+    def __init__(self, partition: int, *, settings: Settings, metrics: Metrics, texts: TextVectors) -> None:
         self.partition = partition
         self.next_offset = 0
-        self._settings, self._metrics, self._encoding, self._cache, self._dim = settings, metrics, encoding, cache, dim
+        self._settings, self._metrics, self._texts = settings, metrics, texts
         self._unknown: Counter[str] = Counter()
         self._decoder = Decoder(settings, unknown=lambda topic, n: self._unknown.update({topic: n}))
         self._known: dict[str, Known] = {}
@@ -84,7 +70,9 @@ class Shelf:
         self._dead: list[tuple[Message, Rejection]] = []
         self._read_to = -1
         self._found: dict[bytes, F32] = {}  # vectors of the changes' texts
-        self._waiting: dict[bytes, list[Change]] = {}  # published as pending, by the key of the text
+        self._waiting: dict[bytes, list[Change]] = {}  # published as pending, or behind, by the key of the text
+        self._behind: set[str] = set()  # items whose vector is another text encoder's
+        self._marked = ""  # the version that the last mark names
 
     def __len__(self) -> int:
         return sum(not known.removed for known in self._known.values())
@@ -112,7 +100,9 @@ class Shelf:
             if key == self._position_key and value is not None:
                 applied = int(value)
             found = contents.decode_record(key or b"", value)
-            if isinstance(found, Old):
+            if isinstance(found, Encoded):
+                self._marked = found.text_version if found.partition == self.partition else self._marked
+            elif isinstance(found, Old):
                 old[found.item_id].pop(found.number, None)
                 if found.content is not None:
                     old[found.item_id][found.number] = contents.content_of(found.content)
@@ -149,7 +139,7 @@ class Shelf:
         return b"%sapplied %d" % (_OWN, self.partition)
 
     def _reconcile(self) -> None:
-        """Reads the partition whole: which items are pending, and which are gone.
+        """Reads the partition whole: which items are pending or behind, and which are gone.
 
         Kafka drops the null values of a compacted topic after a day. Who was down for longer never reads that an item
         was removed: it is known here and `items` does not hold its key.
@@ -157,15 +147,20 @@ class Shelf:
         topic = self._settings.topic("items")
         seen: set[str] = set()
         pending: dict[str, Change] = {}
+        behind: list[Change] = []
+        self._behind = {i for i, k in self._known.items() if not k.removed and k.text_version != self._texts.version}
 
         def on_message(message: Message) -> None:
             key = (message.key() or b"").decode("utf-8", "replace")
             seen.add(key)
             known = self._known.get(key)
-            if known is not None and known.pending and known.offset == message.offset():
-                change = self._change_of(message, texts)
-                if isinstance(change, Change):
-                    pending[key] = change
+            if known is None or known.offset != message.offset() or not (known.pending or key in self._behind):
+                return
+            change = self._change_of(message, texts)
+            if isinstance(change, Change) and (known.pending or not change.text_key):
+                pending[key] = change
+            elif isinstance(change, Change):
+                behind.append(change)
 
         texts: dict[str, bytes] = {}
         end = kafka.read_to_end(self._settings, topic, on_message, partition=self.partition)[self.partition]
@@ -174,14 +169,26 @@ class Shelf:
                 f"{topic}[{self.partition}] ends at {end} and was read up to {self.next_offset}: it was created anew; "
                 f"delete {self._settings.topic('item-vectors')} too and run `headrace topics create`"
             )
-        self._found = self._encoding.find(texts)
+        self._found = self._texts.find(texts)
         self._changes = pending
+        self._behind &= {change.item.item_id for change in (*behind, *pending.values())}  # what can be encoded at all
+        for change in behind:
+            if change.text_key in self._found:
+                self._changes[change.item.item_id] = change
+            else:
+                self._waiting.setdefault(change.text_key, []).append(change)
         if topics.compacted(self._settings, "items"):
             for item_id, known in self._known.items():
                 if not known.removed and item_id not in seen:
                     self._changes[item_id] = self._removal(item_id, end - 1, sent_ms=0)
         self._read_to = self.next_offset - 1
         self.publish({})
+
+    def encode_anew(self, texts: TextVectors) -> None:
+        """Another text encoder: every item is behind until its words have been encoded by it."""
+        self._texts = texts
+        self._changes, self._found, self._waiting = {}, {}, {}
+        self._reconcile()
 
     # -- the way of a message -------------------------------------------------------------------------------------
 
@@ -200,7 +207,7 @@ class Shelf:
             outcomes["accepted"] += 1
             self._changes[change.item.item_id] = change
         self._read_to = messages[-1].offset()
-        self._found.update(self._encoding.find(texts))
+        self._found.update(self._texts.find(texts))
         for outcome, n_messages in outcomes.items():
             self._metrics.messages.labels("items", outcome).inc(n_messages)
         if self._unknown:
@@ -224,7 +231,7 @@ class Shelf:
             return Rejection("id", f"the key is {shown!r} and must be the item_id, as a null value removes by the key")
         text, text_key = text_of(read, self._settings.catalogue.attributes), b""
         if text:
-            text_key = self._cache.key(text)
+            text_key = self._texts.key(text)
             texts.pop(text, None)
             texts[text] = text_key
         item = Item(
@@ -238,7 +245,7 @@ class Shelf:
             available=read.available is not False,
             title=read.title and read.title[:_TITLE],
         )
-        own = projected(read.vector, self._dim) if read.vector else None
+        own = projected(read.vector, self._texts.dim) if read.vector else None
         return Change(message.offset(), sent_ms, text_key, own, item)
 
     def _removal(self, item_id: str, offset: int, *, sent_ms: int) -> Change:
@@ -255,13 +262,18 @@ class Shelf:
         for key in encoded:
             for change in self._waiting.pop(key, ()):
                 known = self._known[change.item.item_id]
-                if known.pending and known.offset == change.offset and change.item.item_id not in new:
+                wanted = known.pending or change.item.item_id in self._behind
+                if wanted and known.offset == change.offset and change.item.item_id not in new:
                     new[change.item.item_id] = self._record(change, known)
-        if new or self._dead or self._read_to >= self.next_offset:
+        if new or self._dead or self._read_to >= self.next_offset or self._unmarked(new):
             self._commit(new)
         self._changes, self._dead, self._found = {}, [], {}
         for kind, n_items in kinds.items():
             self._metrics.item_changes.labels(kind).inc(n_items)
+
+    def _unmarked(self, new: dict[str, Item]) -> bool:
+        """Whether with these no item is behind any more, and no mark says so yet."""
+        return self._marked != self._texts.version and self._behind <= new.keys()
 
     def _place(self, change: Change, new: dict[str, Item], kinds: Counter[str]) -> None:
         """Adds the record that this change makes, if it says anything new."""
@@ -275,7 +287,7 @@ class Shelf:
             kind = "removed" if there else "unchanged"
         elif known is None or not there:
             kind = "new"
-        elif known.digest == _digest(record) and (not record.pending or known.offset == change.offset):
+        elif known.digest == digest(record) and (not record.pending or known.offset == change.offset):
             kind = "unchanged"
         else:
             kind = "changed"
@@ -287,11 +299,15 @@ class Shelf:
         """With its vector, or pending. The shop's time goes with the first record of a message alone."""
         sent_ms = 0 if known is not None and known.offset == change.offset else change.sent_ms
         had = Contents() if known is None else known.contents
+        empty = msgspec.structs.replace(change.item, sent_ms=sent_ms, text_version=self._texts.version)
         if change.text_key and change.text_key not in self._found:
-            return msgspec.structs.replace(change.item, sent_ms=sent_ms, pending=True, generation=had.number)
+            return msgspec.structs.replace(empty, pending=True, generation=had.number)
         vector = b"" if change.item.removed else fused(self._found.get(change.text_key), change.own)
-        item = msgspec.structs.replace(change.item, vector=vector, vector_hash=content_hash(vector), sent_ms=sent_ms)
-        return msgspec.structs.replace(item, generation=had.number_of(contents.content_of(item)))
+        item = msgspec.structs.replace(empty, vector=vector, vector_hash=content_hash(vector))
+        same = known is None or known.text_version == item.text_version  # else it is the content of before, told anew
+        return msgspec.structs.replace(
+            item, generation=had.number_of(contents.content_of(item)) if same else had.number
+        )
 
     def _commit(self, new: dict[str, Item]) -> None:
         """One transaction: items with the contents they replace, dead letters, position."""
@@ -314,6 +330,15 @@ class Shelf:
                 value=message.value() if fits else None,
                 headers=headers,
             )
+        if unmarked := self._unmarked(new):
+            version = self._texts.version.encode()
+            kafka.produce(
+                self._producer,
+                item_vectors,
+                key=contents.encoded_key(self.partition),
+                value=version,
+                partition=PARTITION,
+            )
         position = str(self._read_to).encode()
         kafka.produce(self._producer, item_vectors, key=self._position_key, value=position, partition=PARTITION)
         if kafka.commit(self._producer):
@@ -324,12 +349,19 @@ class Shelf:
         self.next_offset = self._read_to + 1
         for item_id, item in new.items():
             self._keep(item, had[item_id])
+        self._behind -= new.keys()
+        if unmarked:
+            self._marked = self._texts.version
 
     def _replace(self, item_id: str, item: Item) -> Contents:
         """Writes what `item` replaces under a key of its own, and takes back the oldest beyond those that are kept."""
         known = self._known.get(item_id)
         if known is None:
             return Contents().then(contents.content_of(item))[0]
+        if known.text_version != item.text_version and not (item.pending or item.removed):
+            for number, _ in known.contents.old:  # in another space: of no use to anybody who reads on
+                self._write_old(item_id, number, None)
+            return Contents(item.generation, contents.content_of(item))
         after, store, drop = known.contents.then(contents.content_of(item))
         if store is not None:
             vector = self._vectors.get(known.vector)
@@ -352,12 +384,6 @@ class Shelf:
         if before is not None:
             self._vectors.free(before.vector)
         self._known[item.item_id] = Known(
-            item.offset, _digest(item), item.available, item.removed, item.pending,
-            had, self._vectors.put(item.vector), item.category, item.price,
+            item.offset, digest(item), item.available, item.removed, item.pending,
+            had, self._vectors.put(item.vector), item.category, item.price, item.text_version,
         )  # fmt: skip
-
-
-def _digest(item: Item) -> bytes:
-    """Of what a worker makes use of."""
-    said = (item.vector_hash, item.price, item.category, item.available, item.title, item.removed, item.pending)
-    return content_hash(msgspec.msgpack.encode(said)).encode()
