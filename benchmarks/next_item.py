@@ -40,14 +40,13 @@ VALIDATION_USERS = 5_000  # at most: drawn once
 FITTED = ("popularity", "item-to-item", "EASE")  # no seed changes them
 TRAINED = ("SASRec", "GRU4Rec")
 OURS = "headrace"
-OF_TEXTS = (f"{OURS}, ids alone", f"{OURS}, texts alone")
-UNTRAINED = f"{OURS}, untrained"
+OF_TEXTS = (f"{OURS}, ids alone", f"{OURS}, texts alone", f"{OURS}, untrained")  # where there are titles
 Figures = dict[str, Any]
 Cell = tuple[I32, Figures]
 
 
 def models(data: Histories) -> tuple[str, ...]:
-    return (*FITTED, *TRAINED, OURS, *(OF_TEXTS if data.titles else ()), UNTRAINED)
+    return (*FITTED, *TRAINED, OURS, *(OF_TEXTS if data.titles else ()))
 
 
 def measure(data: Histories, model: str, seed: int, work: Path) -> Cell:
