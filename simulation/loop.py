@@ -105,7 +105,7 @@ class Loop:
         models = models or Models(settings)
         encoder, texts = models.users, models.texts
         encoder.flush()
-        self.items = ItemStore(encoder.project, dim=encoder.dim)
+        self.items = ItemStore(encoder.tower)
         self.policies = Policies(settings, self.items, dim=encoder.dim)
         kind = ShuffledRecommender if shuffled else Recommender
         self.recommender = kind(settings, items=self.items, policies=self.policies, encoder=encoder, texts=texts)

@@ -64,7 +64,7 @@ def warm(
             "worker": settings.worker.model_copy(update={"max_trigger_age": _ANY_AGE_MS}),
         }
     )
-    store = ItemStore(models.users.project, dim=models.users.dim)
+    store = ItemStore(models.users.tower)
     for record in item_records(settings, items, models):
         store.apply(record)
     store.settle()

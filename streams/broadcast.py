@@ -14,6 +14,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from headrace.streams import kafka
+from headrace.streams.contents import OLD
 from headrace.streams.settings import Settings
 
 
@@ -79,8 +80,9 @@ class Broadcast:
             reader.close()
 
     def _on_message(self, message: kafka.Message) -> None:
-        value = message.value()
-        if value is not None and not (message.key() or b"").startswith(b"\0"):  # else a writer's own: fence, position
+        key = message.key() or b""
+        own = message.value() is None or key.startswith(b"\0")  # a writer's own: fence, position
+        if not own or key.startswith(OLD):
             name, decode = self._decode[message.topic()]
             if (record := decode(message)) is not None:
                 self._arrived.append((name, record))

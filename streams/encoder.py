@@ -15,7 +15,7 @@ later, is stepped along with the current one. Rebuilding would cost as many step
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +30,10 @@ from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.graph import open_graph
 
 F32 = NDArray[np.float32]
-Lookup = Callable[[NDArray[np.uint64]], F32]
+Lookup = Callable[[NDArray[np.uint64], NDArray[np.uint8]], F32]
 
 _LEAST_SLOTS = 256
+_MOST_CHANGED = 100_000  # keys remembered as changed: beyond, everything is rebuilt
 _GAPS = np.array(GAP_THRESHOLDS, np.int64)
 
 
@@ -44,6 +45,7 @@ class History(NamedTuple):
     keys: NDArray[np.uint64]  # (L,) what `lookup` turns into vectors
     types: NDArray[np.uint8]  # (L,) export.names.type_code
     seconds: NDArray[np.uint32]  # (L,) Unix time
+    generations: NDArray[np.uint8]  # (L,) which of a key's contents `lookup` is asked for
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class _Window:
 class _User:
     windows: list[_Window] = field(default_factory=list)  # the current one, then the next
     last: tuple[int, int] = (0, 0)  # key and second of the event stepped last
+    current: int = 0  # the count of changes (`changed`) up to which this is known to hold
 
 
 class _Tokens(NamedTuple):
@@ -98,6 +101,8 @@ class UserEncoder:
         self._states = np.zeros((slots, self.dim), np.float32)
         self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
         self._free = list(range(slots - 1, -1, -1))
+        self._changed: dict[int, int] = {}  # key → count of changes when `lookup` last changed its answer
+        self._changes = 0
         self.hits = 0  # users encoded from where the cache had left them
         self.rebuilt = 0  # users encoded from their whole window
 
@@ -120,8 +125,9 @@ class UserEncoder:
     def encode(self, histories: Sequence[History], lookup: Lookup) -> F32:
         """States (B, dim), unit rows; zero for a user without events.
 
-        `lookup` gives the vectors in the state's space (n, dim) for n keys, zero rows for the unknown. It is asked
-        once for many users, only for the events that are new to the cache, and must answer the same for a key for ever.
+        `lookup` gives the vectors in the state's space (n, dim) for n keys with their generations, zero rows for the
+        unknown. It is asked once for many users, only for the events that are new to the cache, and must answer the
+        same for ever, or `changed` must be called.
         """
         states = np.zeros((len(histories), self.dim), np.float32)
         begin, end, met = 0, 0, set[str]()
@@ -134,8 +140,19 @@ class UserEncoder:
         self._encode(histories[begin:], lookup, states[begin:])
         return states
 
+    def changed(self, keys: Collection[int]) -> None:
+        """`lookup` says something else of these keys from now on: users with one of them in their history are rebuilt,
+        each when he comes."""
+        if not keys:
+            return
+        self._changes += 1
+        self._changed.update(dict.fromkeys(keys, self._changes))
+        if len(self._changed) > _MOST_CHANGED:
+            self.flush()
+
     def flush(self) -> None:
         """Forgets all users' caches; what comes is rebuilt."""
+        self._changed.clear()
         for user in list(self._users):
             self.evict(user)
 
@@ -181,11 +198,11 @@ class UserEncoder:
             raise ValueError(
                 f"a history of {history.count} events must hold the last {self.window}, not {len(history.keys)}"
             )
-        if user is not None and not _continues(user, history, first):
+        if user is not None and not (_continues(user, history, first) and self._holds(user, history)):
             self.evict(history.user)
             user = None
         if user is None:
-            user = self._users[history.user] = _User()
+            user = self._users[history.user] = _User(current=self._changes)
         start = -(-max(0, history.count - self.window) // self.block) * self.block
         wanted = [begin for begin in (start, start + self.block) if begin < history.count]
         if [window.start for window in user.windows] != wanted:
@@ -194,6 +211,11 @@ class UserEncoder:
             user.windows = [kept.get(begin) or self._opened(begin) for begin in wanted]
         user.last = int(history.keys[-1]), int(history.seconds[-1])
         return user
+
+    def _holds(self, user: _User, history: History) -> bool:
+        """Whether nothing of the history has changed since it was stepped."""
+        since, user.current = user.current, self._changes
+        return since == self._changes or all(self._changed.get(key, 0) <= since for key in history.keys.tolist())
 
     def _opened(self, start: int) -> _Window:
         while not self._free:
@@ -205,7 +227,7 @@ class UserEncoder:
     def _tokens(self, work: list[tuple[_Window, History, int]], lookup: Lookup) -> _Tokens:
         """The new events of all users, one user after the other."""
         begins: dict[str, int] = {}  # user → his first new event's place among all
-        keys, types, seconds, before = [], [], [], []
+        keys, generations, types, seconds, before = [], [], [], [], []
         total = 0
         for _, history, begin in work:
             if history.user not in begins:
@@ -213,6 +235,7 @@ class UserEncoder:
                 begins[history.user] = total
                 total += history.count - begin
                 keys.append(history.keys[place:])
+                generations.append(history.generations[place:])
                 types.append(history.types[place:])
                 seconds.append(history.seconds[place:])
                 before.append(history.seconds[max(0, place - 1)])
@@ -221,7 +244,7 @@ class UserEncoder:
         previous[list(begins.values())] = before
         buckets = np.searchsorted(_GAPS, at - previous, side="right")  # events out of order: no gap
         return _Tokens(
-            vectors=lookup(np.concatenate(keys)),
+            vectors=lookup(np.concatenate(keys), np.concatenate(generations)),
             types=np.concatenate(types).astype(np.int64),
             gaps=buckets,
             begins=np.array([begins[history.user] + window.done - begin for window, history, begin in work], np.int64),

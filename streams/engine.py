@@ -231,24 +231,24 @@ class _Step:
 
     def _remember(self, state: UserState, event: Event, *, teaches: bool) -> None:
         """Appends to the history: the item where there is one, else the words."""
-        code = self.engine._codes[event.type]
-        rule = self.settings.event_types[event.type]
+        code, recommender = self.engine._codes[event.type], self.engine._recommender
+        rule, window = self.settings.event_types[event.type], self.settings.worker.history
         if event.item_id is not None:
             key = item_key(event.item_id)
             previous = state.history_keys()[:-5:-1]
             if teaches:
                 self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
             if rule.consumes:
-                consumed = state.note().consumed
-                consumed.pop(key, None)
-                consumed[key] = event.ts // 1000
-                while len(consumed) > self.settings.consumed.cap:
-                    consumed.pop(next(iter(consumed)))
-            state.append(key, type_code=code, ts=event.ts, window=self.settings.worker.history)
+                state.consume(key, second=event.ts // 1000, cap=self.settings.consumed.cap)
+            generation = recommender.items.generation(key)
+            state.append(key, type_code=code, ts=event.ts, window=window, generation=generation)
         if event.text:
             key = short_hash("text", event.text)
-            state.note().texts[key] = self.engine._recommender.text_vector(event.text)
-            state.append(key, type_code=code, ts=event.ts, window=self.settings.worker.history)
+            texts, packed = state.note().texts, recommender.asked.pack(event.text)
+            if texts.setdefault(key, packed) != packed:  # of another text encoder: what was encoded with it said less
+                recommender.evict(event.user_id)
+            texts[key] = packed
+            state.append(key, type_code=code, ts=event.ts, window=window)
 
     def _request(self, request: Request) -> None:
         if self._erased_before(request.user_id) >= request.ts:
@@ -387,11 +387,7 @@ class _Step:
     def finish(self, *, tick: bool) -> Effects:
         effects = self.effects
         for user, state in self.touched.items():
-            key = user_key(user)
-            if user in self.gone:
-                effects.changes[key] = None
-            else:
-                effects.changes[key] = state.pack()
+            effects.changes[user_key(user)] = None if user in self.gone else state.pack()
         effects.changes.update(self.erasures)
         if self.records or tick:
             effects.transitions = list(

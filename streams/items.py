@@ -1,46 +1,55 @@
 """The catalogue as a worker sees it: arrays by row, neighbours by content, what may be recommended now.
 
-Applied between two `interactions` records, never within one.
+Applied between two `interactions` records, never within one. A history names an item's vector by the item's key and the
+number of the content that the item had then (contents.py): that content's vector is what `history_vectors` gives.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.export.item_tower import ItemTower
+from headrace.streams.contents import Old, content_of
 from headrace.streams.index import ItemIndex
 from headrace.streams.records import Item, item_key
 
+F32 = NDArray[np.float32]
 _NEIGHBOURS = 24  # content neighbours kept an item
 _FRESH = 256  # the latest arrivals, from which cold items are drawn
+_MISSED = 1_000_000  # keys remembered because a history named what is not here
 
 
 class ItemStore:
     """Rows are permanent while the process lives: a removed item keeps its row and is not available.
 
-    `project` turns text vectors (N, text_dim) into unit rows of the state's space (N, d).
+    `tower` gives the items' vectors (d,) in the state's space.
     """
 
-    def __init__(self, project: Callable[[NDArray[np.float32]], NDArray[np.float32]], *, dim: int) -> None:
-        self._project = project
-        self.dim = dim
+    def __init__(self, tower: ItemTower, *, text_version: str = "") -> None:
+        """`text_version`: of the text encoder in whose space the tower takes vectors; others' are passed over."""
+        self._tower, self._text_version = tower, text_version
+        self.dim = tower.dim
         self.ids: list[str] = []
         self.rows: dict[int, int] = {}  # item key -> row
         self._size = 0
         # (source partition, offset, not pending) of the record a row was made from
         self._offsets: list[tuple[int, int, bool]] = []
-        self._hashes: list[str] = []
+        self._contents: list[bytes] = []  # by row, contents.content_of
         self._allocate(1024)
-        self.index = ItemIndex(lambda: self.vectors, dim=dim)  # of what may be recommended and has a vector
+        self.index = ItemIndex(lambda: self.vectors, dim=self.dim)  # of what may be recommended and has a vector
         self._moved: dict[int, None] = {}  # rows whose place in the index is not settled yet
         self._categories: dict[str, int] = {}
         self.category_names: list[str] = []
-        self._waiting: dict[int, NDArray[np.float32]] = {}  # rows whose text vector is not yet projected
-        self._missed: set[int] = set()  # keys that a history named before the item came
+        self._waiting: dict[int, Item] = {}  # by row: contents whose vector is not yet made
+        self._waiting_old: dict[tuple[int, int], Item] = {}  # the same by item key and number
+        self._old: dict[int, dict[int, F32]] = {}  # item key → number → vector of a content that the item had
+        self._last: dict[int, int] = {}  # item key → number of the last content, of removed items without a row
+        self._missed: set[int] = set()  # keys that a history named with a content that was not here
+        self._stale: set[int] = set()  # keys for which `history_vectors` now gives something else than it gave
         self._texts: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
         self.fresh: list[int] = []
         self._pool: NDArray[np.int64] | None = None
@@ -59,6 +68,8 @@ class ItemStore:
         grown("log_price", (capacity + 1,), np.float32)
         grown("category", (capacity + 1,), np.int32, -1)
         grown("available", (capacity + 1,), np.bool_)
+        grown("number", (capacity + 1,), np.int64)
+        grown("made", (capacity + 1,), np.bool_)
         grown("near", (capacity + 1, _NEIGHBOURS), np.int32, -1)
         grown("near_at", (capacity + 1,), np.int64, -1)
 
@@ -67,6 +78,8 @@ class ItemStore:
     log_price: NDArray[np.float32]  # log1p(price), 0 where unknown
     category: NDArray[np.int32]  # index into category_names, -1 for none
     available: NDArray[np.bool_]
+    number: NDArray[np.int64]  # of the content that `vectors` holds, or is to hold first
+    made: NDArray[np.bool_]  # whether `vectors` holds one yet
     near: NDArray[np.int32]
     near_at: NDArray[np.int64]
 
@@ -78,15 +91,19 @@ class ItemStore:
         """The row that stands for no item."""
         return self._capacity
 
-    def apply(self, item: Item) -> str | None:
+    def apply(self, item: Item | Old) -> str | None:
         """Takes one record of `item-vectors`; returns new, changed, removed, or None for an older record."""
         key = item_key(item.item_id)
+        if isinstance(item, Old):
+            self._take_old(key, item)
+            return None
         row = self.rows.get(key)
         at = (item.source, item.offset, not item.pending)
         if row is not None and self._offsets[row][0] == item.source and self._offsets[row] >= at:
             return None
         if row is None:
             if item.removed:
+                self._last[key] = item.generation
                 return None
             row = self._add(item.item_id, key)
             kind = "new"
@@ -101,9 +118,12 @@ class ItemStore:
         self.available[row] = item.available
         self.log_price[row] = np.log1p(item.price) if item.price is not None and item.price > 0 else 0.0
         self.category[row] = self._category_code(item.category)
-        if item.vector_hash != self._hashes[row] and not item.pending:
-            self._hashes[row] = item.vector_hash
-            self._waiting[row] = np.frombuffer(item.vector, np.float16).astype(np.float32)
+        content = content_of(item)
+        if content and self._fits(item) and (content != self._contents[row] or item.generation != self.number[row]):
+            self._contents[row] = content
+            self._waiting[row] = item
+        elif not self.made[row]:
+            self.number[row] = item.generation
         if kind == "new":
             self.fresh = [*self.fresh[-_FRESH + 1 :], row]
         return kind
@@ -117,7 +137,8 @@ class ItemStore:
         self.rows[key] = row
         self.keys[row] = key
         self._offsets.append((-1, -1, False))
-        self._hashes.append("")
+        self._contents.append(b"")
+        self._last.pop(key, None)
         return row
 
     def _category_code(self, category: str | None) -> int:
@@ -129,26 +150,60 @@ class ItemStore:
             self.category_names.append(category)
         return code
 
-    def settle(self) -> bool:
-        """Projects and indexes what came since the last call.
+    def _fits(self, content: Item) -> bool:
+        """Whether the vector is of the tower's text encoder, as far as the record tells."""
+        same = not (content.text_version and self._text_version) or content.text_version == self._text_version
+        return same and len(content.vector) in (0, 2 * self._tower.text_dim)
 
-        Returns True where a vector that histories may have used has changed: cached user states are then stale.
-        """
-        stale = False
-        rows = [r for r, v in self._waiting.items() if len(v)]
-        for row, vector in self._waiting.items():
-            if not len(vector):
-                self.vectors[row] = 0
-        if rows:
-            projected = self._project(np.stack([self._waiting[r] for r in rows]))
-            for row, vector in zip(rows, projected, strict=True):
-                if self.vectors[row].any() or int(self.keys[row]) in self._missed:
-                    stale = True
-                    self._missed.discard(int(self.keys[row]))
-                # As records of decisions carry it: what was scored can be scored again from them, exactly.
-                self.vectors[row] = vector.astype(np.float16)
+    def _take_old(self, key: int, old: Old) -> None:
+        if old.content is not None and self._fits(old.content):
+            self._waiting_old[key, old.number] = old.content
+            return
+        self._waiting_old.pop((key, old.number), None)
+        held = self._old.get(key, {})
+        if held.pop(old.number, None) is not None:
+            self._stale.add(key)
+        if not held:
+            self._old.pop(key, None)
+
+    def settle(self) -> None:
+        """Makes and indexes the vectors of what came since the last call."""
+        made = self._vectors_of([*self._waiting_old.values(), *self._waiting.values()])
+        for (key, number), vector in zip(self._waiting_old, made, strict=False):
+            held = self._old.setdefault(key, {})
+            self._came(key, another=number in held and not np.array_equal(held[number], vector))
+            held[number] = vector
+        for (row, item), vector in zip(self._waiting.items(), made[len(self._waiting_old) :], strict=True):
+            same_number = bool(self.made[row]) and self.number[row] == item.generation
+            self._came(int(self.keys[row]), another=same_number and not np.array_equal(self.vectors[row], vector))
+            self.vectors[row], self.number[row], self.made[row] = vector, item.generation, True
         self._index(changed=set(self._waiting))
         self._waiting.clear()
+        self._waiting_old.clear()
+
+    def _came(self, key: int, *, another: bool) -> None:
+        if another or key in self._missed:
+            self._missed.discard(key)
+            self._stale.add(key)
+
+    def _vectors_of(self, contents: list[Item]) -> F32:
+        """(N, d), to float16's precision as records of decisions carry them: what was scored can be scored again."""
+        if not contents:
+            return np.zeros((0, self.dim), np.float32)
+        texts = np.zeros((len(contents), self._tower.text_dim), np.float32)
+        for row, item in zip(texts, contents, strict=True):
+            row[: len(item.vector) // 2] = np.frombuffer(item.vector, np.float16)
+        made = self._tower.vectors(
+            texts,
+            keys=np.array([item_key(item.item_id) for item in contents], np.uint64),
+            categories=[item.category for item in contents],
+            prices=np.array([np.nan if item.price is None else item.price for item in contents], np.float32),
+        )
+        return made.astype(np.float16).astype(np.float32)
+
+    def take_stale(self) -> set[int]:
+        """Item keys for which `history_vectors` gives something else than before, since the last call."""
+        stale, self._stale = self._stale, set()
         return stale
 
     def _index(self, *, changed: set[int]) -> None:
@@ -169,13 +224,37 @@ class ItemStore:
         get = self.rows.get
         return np.array([get(k, none) for k in keys], np.int64)
 
-    def history_vectors(self, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
-        """Vectors (len, d) of history entries; zeros for items unknown so far, which are remembered as missed."""
+    def generation(self, key: int) -> int:
+        """The number, modulo 256, of the content by which an item enters a history now."""
+        row = self.rows.get(key)
+        return (self._last.get(key, 0) if row is None else int(self.number[row])) & 255
+
+    def history_vectors(self, keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> F32:
+        """Vectors (n, d) of history entries.
+
+        Where a content is not here (dropped, or yet to come) its oldest that is stands in, or zeros.
+        """
         rows = self.rows_of(keys.tolist())
-        missing = rows == self.none
-        if missing.any() and len(self._missed) < 1_000_000:
-            self._missed.update(keys[missing].tolist())
-        return self.vectors[rows]
+        vectors = self.vectors[rows]
+        other = ~self.made[rows] | ((self.number[rows] & 255) != generations)
+        for place in np.flatnonzero(other).tolist():
+            vectors[place] = self._earlier(int(keys[place]), int(generations[place]), int(rows[place]))
+        return vectors
+
+    def _earlier(self, key: int, generation: int, row: int) -> F32:
+        """The vector of a content that is not the one of now."""
+        held = self._old.get(key, {})
+        for number, vector in held.items():
+            if number & 255 == generation:
+                return vector
+        if len(self._missed) >= _MISSED:
+            self._stale |= self._missed
+            self._missed.clear()
+        self._missed.add(key)
+        here = dict(held)
+        if self.made[row]:
+            here[int(self.number[row])] = self.vectors[row]
+        return here[min(here)] if here else np.zeros(self.dim, np.float32)
 
     def neighbours(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """Content neighbours (len(rows), 24) of items by row, -1 where there are fewer. Refreshed as the catalogue

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.streams import encoders
+from headrace.streams import contents, encoders
 from headrace.streams.broadcast import Broadcast
 from headrace.streams.encoder import UserEncoder
 from headrace.streams.encoders import Encoders
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
-from headrace.streams.records import decode_item, decode_policy_version
+from headrace.streams.records import decode_policy_version
 from headrace.streams.settings import Settings
 from headrace.streams.texts import TextEncoder
 
@@ -55,7 +55,7 @@ def load_models(settings: Settings, found: Encoders | None = None) -> Models:
         threads=settings.encoder.threads,
     )
     texts = TextEncoder(found.text, threads=settings.catalogue.threads)
-    items = ItemStore(encoder.project, dim=encoder.dim)
+    items = ItemStore(encoder.tower, text_version=texts.version)
     policies = Policies(settings, items, dim=encoder.dim, encoder_version=encoder.version)
     recommender = Recommender(settings, items=items, policies=policies, encoder=encoder, texts=texts)
     recommender.encoder_serial = found.serial
@@ -67,7 +67,7 @@ def broadcast(settings: Settings) -> Broadcast:
     return Broadcast(
         settings,
         {
-            "item-vectors": lambda message: decode_item(message.value() or b""),
+            "item-vectors": contents.decode,
             "policy-versions": lambda message: decode_policy_version(message.value() or b""),
             encoders.TOPIC: encoders.decode,  # None for what is no announcement
         },

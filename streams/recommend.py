@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.policy.base import Query, Slates
+from headrace.streams.asked import Asked
 from headrace.streams.candidates import RECENT, Candidates, random_words
 from headrace.streams.context import ContextEncoder
 from headrace.streams.decisions import recommendation_name
@@ -27,6 +28,7 @@ from headrace.streams.texts import TextEncoder
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+_LOST = 255  # in place of the generation, of a text that another text encoder has encoded
 _AT_ONCE = 128  # decisions described together: their features stay in the processor's cache
 
 
@@ -76,14 +78,9 @@ class Recommender:
         self._candidates = Candidates(items, policies, n=settings.worker.candidates)
         self._reasons = Reasons(settings)
         self._full_below = settings.decisions.full_share * 2.0**64
-        self._asked: dict[int, F32] = {}  # vectors of the queries in the histories at hand
+        self.asked = Asked(texts, encoder.tower)
+        self._said: dict[str, dict[int, F32]] = {}  # user → history key → vector of a text, of the histories at hand
         self._rules: dict[str, int | None] = {}
-
-    def text_vector(self, text: str) -> bytes:
-        """A query or comment in the state's space: float16 (d,)."""
-        vector = self.encoder.project(self.texts.encode_one(text)[None, :])[0]
-        packed: bytes = vector.astype(np.float16).tobytes()
-        return packed
 
     def evict(self, user: str) -> None:
         self.encoder.evict(user)
@@ -114,35 +111,43 @@ class Recommender:
 
     def _encode(self, asks: Sequence[Ask]) -> F32:
         """User states (B, d); users with several asks are encoded once."""
+        self.encoder.changed(self.items.take_stale())
         place: dict[str, int] = {}
         histories: list[History] = []
-        self._asked.clear()
+        self._said = {}
         for ask in asks:
             if ask.user_id in place:
                 continue
             place[ask.user_id] = len(histories)
             state = ask.state
-            if state.notes is not None:
-                for key, raw in state.notes.texts.items():
-                    self._asked[key] = np.frombuffer(raw, np.float16).astype(np.float32)
-            histories.append(
-                History(
-                    ask.user_id,
-                    state.count,
-                    state.history_keys(),
-                    np.frombuffer(state.types, np.uint8),
-                    np.frombuffer(state.seconds, np.uint32),
-                )
+            history = History(
+                ask.user_id,
+                state.count,
+                state.history_keys(),
+                np.frombuffer(state.types, np.uint8),
+                np.frombuffer(state.seconds, np.uint32),
+                np.frombuffer(state.generations, np.uint8),
             )
+            if state.notes is not None and state.notes.texts:
+                self._said[ask.user_id] = said = self.asked.vectors(state.notes)
+                lost = [key not in said and key in state.notes.texts for key in history.keys.tolist()]
+                history = history._replace(generations=np.where(lost, np.uint8(_LOST), history.generations))
+            histories.append(history)
         encoded = self.encoder.encode(histories, self._lookup)
         return encoded[[place[ask.user_id] for ask in asks]]
 
-    def _lookup(self, keys: NDArray[np.uint64]) -> F32:
-        vectors = self.items.history_vectors(keys)
-        if self._asked:
-            for i, key in enumerate(keys.tolist()):
-                if key in self._asked:
-                    vectors[i] = self._asked[key]
+    def _lookup(self, keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> F32:
+        if not self._said:
+            return self.items.history_vectors(keys, generations)
+        said = {key: vector for texts in self._said.values() for key, vector in texts.items()}
+        places = [place for place, key in enumerate(keys.tolist()) if key in said]
+        others = np.ones(len(keys), np.bool_)
+        others[places] = False
+        vectors = np.zeros((len(keys), self.items.dim), np.float32)
+        vectors[others] = self.items.history_vectors(keys[others], generations[others])
+        for place in places:
+            if generations[place] != _LOST:  # to this user it is of another text encoder, which he used before
+                vectors[place] = said[int(keys[place])]
         return vectors
 
     def _describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int) -> _Table:
@@ -224,24 +229,19 @@ class Recommender:
         rows = self.items.rows_of(keys.reshape(-1).tolist()).reshape(keys.shape)
         near = keys[:, :5]
         vectors = self.items.vectors[rows[:, :5]]
-        if self._asked:
-            for i, row in enumerate(near.tolist()):
-                for j, key in enumerate(row):
-                    if key in self._asked:
-                        vectors[i, j] = self._asked[key]
+        for i, ask in enumerate(asks if self._said else ()):
+            if said := self._said.get(ask.user_id):
+                for j, key in enumerate(near[i].tolist()):
+                    if key in said:
+                        vectors[i, j] = said[key]
         return rows, vectors, keys, codes
 
     def _latest_queries(self, asks: Sequence[Ask]) -> list[tuple[int, F32] | None]:
         found: list[tuple[int, F32] | None] = []
         for ask in asks:
-            notes = ask.state.notes
-            latest = None
-            if notes is not None and notes.texts:
-                for key in ask.state.history_keys()[: -RECENT - 1 : -1].tolist():
-                    if key in notes.texts:
-                        latest = key, np.frombuffer(notes.texts[key], np.float16).astype(np.float32)
-                        break
-            found.append(latest)
+            said = self._said.get(ask.user_id, {})
+            latest = ask.state.history_keys()[: -RECENT - 1 : -1].tolist() if said else []
+            found.append(next(((key, said[key]) for key in latest if key in said), None))
         return found
 
     def _listed(self, asks: Sequence[Ask]) -> tuple[I64, NDArray[np.bool_]]:

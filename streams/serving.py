@@ -63,8 +63,8 @@ class Serving:
                 announced.append(record)
             else:
                 self._apply(topic, record)
-        if arrived and self._models.items.settle():
-            self._models.recommender.forget()
+        if arrived:
+            self._models.items.settle()
         self._hear(announced)
         return self._change_over()
 

@@ -367,7 +367,7 @@ class Shelf:
             vector = self._vectors.get(known.vector)
             old = Item(
                 item_id, self.partition, known.offset, vector, content_hash(vector), known.price, known.category,
-                available=False, generation=store,
+                available=False, generation=store, text_version=known.text_version,
             )  # fmt: skip
             self._write_old(item_id, store, records.encode(old))
         if drop is not None:

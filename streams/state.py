@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)  # 1 had no generations: what was in a history then was every item's first content
 _HEADER = struct.Struct("<BIHHHI")  # schema, events ever appended, history, seen, pending decisions, bytes of pending
 _OPEN = struct.Struct("<12sQBBH")  # recommendation, ts, k, schema of the entry, arm's code
 _KEY = struct.Struct("<Q")
@@ -47,7 +48,7 @@ class Notes(msgspec.Struct, array_like=True):
     """What few users have."""
 
     consumed: dict[int, int] = {}  # item key -> second it was last consumed
-    texts: dict[int, bytes] = {}  # history key of a query or comment -> float16 (d,) vector
+    texts: dict[int, bytes] = {}  # history key of a query or comment -> text_vectors.pack
     decisions: dict[bytes, DecisionNotes] = {}
     credits: list[Credit] = []
 
@@ -71,13 +72,14 @@ def short_hash(*parts: str) -> int:
 class UserState:
     """One user's state, unpacked. `count` is the number of events ever appended to the history."""
 
-    __slots__ = ("count", "keys", "notes", "pending", "pending_count", "seconds", "seen", "types")
+    __slots__ = ("count", "generations", "keys", "notes", "pending", "pending_count", "seconds", "seen", "types")
 
     def __init__(self) -> None:
         self.count = 0
         self.keys = b""  # uint64 each, oldest first
         self.types = b""  # uint8 each
         self.seconds = b""  # uint32 each
+        self.generations = b""  # uint8 each: which of its contents an item had (contents.py)
         self.seen = b""  # uint64 each: hashes of event ids, oldest first
         self.pending = b""  # open decisions, oldest first
         self.pending_count = 0
@@ -87,7 +89,7 @@ class UserState:
     def unpack(cls, raw: bytes) -> UserState:
         """Raises ValueError for a schema that this release does not read."""
         schema, count, history, seen, pending_count, pending = _HEADER.unpack_from(raw)
-        if schema != SCHEMA:
+        if schema not in _READ:
             raise ValueError(f"user state of schema {schema}: this release reads schema {SCHEMA}")
         state = cls.__new__(cls)
         at = _HEADER.size
@@ -95,6 +97,7 @@ class UserState:
         state.keys = raw[at : (at := at + 8 * history)]
         state.types = raw[at : (at := at + history)]
         state.seconds = raw[at : (at := at + 4 * history)]
+        state.generations = bytes(history) if schema == 1 else raw[at : (at := at + history)]
         state.seen = raw[at : (at := at + 8 * seen)]
         state.pending = raw[at : (at := at + pending)]
         state.pending_count = pending_count
@@ -109,7 +112,8 @@ class UserState:
         if notes is not None and not (notes.consumed or notes.texts or notes.decisions or notes.credits):
             notes = None
         tail = b"" if notes is None else _encode_notes(notes)
-        return b"".join((header, self.keys, self.types, self.seconds, self.seen, self.pending, tail))
+        history = (self.keys, self.types, self.seconds, self.generations)
+        return b"".join((header, *history, self.seen, self.pending, tail))
 
     # -- seen ids -----------------------------------------------------------------------------------------------------
 
@@ -126,14 +130,23 @@ class UserState:
 
     # -- history ------------------------------------------------------------------------------------------------------
 
-    def append(self, key: int, *, type_code: int, ts: int, window: int) -> None:
+    def append(self, key: int, *, type_code: int, ts: int, window: int, generation: int = 0) -> None:
         self.count += 1
         self.keys = (self.keys + _KEY.pack(key))[-8 * window :]
         self.types = (self.types + bytes((type_code,)))[-window:]
         self.seconds = (self.seconds + _SECOND.pack(min(ts // 1000, 0xFFFFFFFF)))[-4 * window :]
+        self.generations = (self.generations + bytes((generation,)))[-window:]
         if self.notes is not None and len(self.notes.texts) > window:
             kept = set(self.history_keys().tolist())
             self.notes.texts = {k: v for k, v in self.notes.texts.items() if k in kept}
+
+    def consume(self, key: int, *, second: int, cap: int) -> None:
+        """Notes when the item was last consumed; of more than `cap` items the one noted longest ago is forgotten."""
+        consumed = self.note().consumed
+        consumed.pop(key, None)
+        consumed[key] = second
+        while len(consumed) > cap:
+            consumed.pop(next(iter(consumed)))
 
     def history_keys(self) -> NDArray[np.uint64]:
         return np.frombuffer(self.keys, np.uint64)

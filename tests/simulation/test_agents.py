@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace.export.item_tower import ItemTower
 from headrace.policy import checks
 from headrace.policy.actor import Actor
 from headrace.streams import start
@@ -49,7 +50,7 @@ def test_what_it_learned_is_served_like_the_others(example: tuple[Path, dict[str
     folder, _ = example
     settings = Settings(policy={"name": "actor", "start": str(folder)})
     assert start.check(settings) == f"actor from {folder}"
-    served = Policies(settings, ItemStore(lambda vectors: vectors, dim=64), dim=64).serving("policy", "u1")
+    served = Policies(settings, ItemStore(ItemTower(np.eye(64, dtype=np.float32))), dim=64).serving("policy", "u1")
     assert served.name == "actor" and isinstance(served.policy, Actor)
     for check in (
         checks.check_propensities_sum_to_one,

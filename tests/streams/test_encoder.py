@@ -32,15 +32,16 @@ USERS = [make_user(seed) for seed in range(N_USERS)]
 def history(user: int, count: int, window: int = 50) -> History:
     keys, types, seconds = USERS[user]
     held = slice(max(0, count - window), count)
-    return History(f"u{user}", count, keys[held], types[held], seconds[held])
+    return History(f"u{user}", count, keys[held], types[held], seconds[held], GENERATIONS[: len(keys[held])])
 
 
+GENERATIONS = np.zeros(50, np.uint8)
 VECTORS = np.random.default_rng(9).standard_normal((50, 64)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 VECTORS[0] = 0
 
 
-def lookup(keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+def lookup(keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> NDArray[np.float32]:
     return VECTORS[keys.astype(np.int64)]
 
 
@@ -127,7 +128,7 @@ def test_steps_equal_the_whole_window(window_graph: onnxruntime.InferenceSession
         start = -(-max(0, count - 50) // 25) * 25
         gaps = np.diff(seconds.astype(np.int64)[start:], prepend=int(seconds[start]))
         feeds = {
-            "vectors": lookup(keys[start:])[None],
+            "vectors": VECTORS[keys[start:].astype(np.int64)][None],
             "types": types[start:].astype(np.int64)[None],
             "gaps": np.searchsorted(GAP_THRESHOLDS, gaps, side="right")[None],
         }
@@ -157,9 +158,9 @@ def test_two_threads_give_the_same_bits(fresh: UserEncoder) -> None:
 def test_only_new_events_are_looked_up() -> None:
     encoder, asked = make_encoder(), []
 
-    def recording(keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+    def recording(keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> NDArray[np.float32]:
         asked.append(keys.tolist())
-        return lookup(keys)
+        return lookup(keys, generations)
 
     for count in (40, 41, 41, 51):
         encoder.encode([history(3, count)], recording)
@@ -180,7 +181,7 @@ def test_a_failed_lookup_leaves_nothing_wrong_behind(fresh: UserEncoder) -> None
     encoder = make_encoder()
     encoder.encode([history(0, 60)], lookup)
 
-    def failing(keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+    def failing(keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise KeyError("no such item")
 
     with pytest.raises(KeyError):
@@ -214,7 +215,7 @@ def test_a_projected_row_does_not_depend_on_its_batch(fresh: UserEncoder, picks:
 
 
 def test_a_search_moves_the_state_towards_what_it_says(fresh: UserEncoder) -> None:
-    searched = lookup(np.array([11], np.uint64))[0]
+    searched = VECTORS[11]
     for user in range(N_USERS):
         before = history(user, 20)
         fresh.flush()
@@ -225,5 +226,6 @@ def test_a_search_moves_the_state_towards_what_it_says(fresh: UserEncoder) -> No
             np.append(before.keys, np.uint64(11)),
             np.append(before.types, np.uint8(type_code("search"))),
             np.append(before.seconds, before.seconds[-1] + np.uint32(5)),
+            GENERATIONS[:21],
         )
         assert fresh.encode([after], lookup)[0] @ searched > without @ searched + 0.2

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace.export.item_tower import ItemTower
 from headrace.policy.snapshot import pack
 from headrace.streams.commands import history
 from headrace.streams.items import ItemStore
@@ -162,7 +163,7 @@ def test_a_policy_that_may_cost_no_more_than_a_loss_begins_with_few_users_and_ea
 
 def test_a_worker_takes_up_who_serves_and_for_how_many() -> None:
     settings = Settings(policy={"name": "linucb"}, arms={"shares": ARMS}, gate={"loss": 0.25, "control": "popular"})
-    policies = Policies(settings, ItemStore(lambda vectors: vectors, dim=DIM), dim=DIM)
+    policies = Policies(settings, ItemStore(ItemTower(np.eye(DIM, dtype=np.float32))), dim=DIM)
     learner = Learning(settings, dim=DIM)
     for part in learner.policies:
         policies.apply(part.publish(version=1, offset=0, book=0, created_ms=0))

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from headrace.export.item_tower import ItemTower
 from headrace.policy.evaluation.guardrails import Alarm
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
@@ -40,7 +41,7 @@ def restarted(shop: Shop, settings: Settings) -> Shop:
 
 
 def make_policies(settings: Settings) -> Policies:
-    return Policies(settings, ItemStore(lambda vectors: vectors, dim=DIM), dim=DIM)
+    return Policies(settings, ItemStore(ItemTower(np.eye(DIM, dtype=np.float32))), dim=DIM)
 
 
 def test_what_is_staged_after_a_rollback_overwrites_the_same_with_and_without_a_restart() -> None:

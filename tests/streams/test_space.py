@@ -6,11 +6,13 @@ import random
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from headrace.export.item_tower import ItemTower
 from headrace.policy.snapshot import pack
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
@@ -142,7 +144,8 @@ def test_a_worker_serves_heads_of_its_own_encoder_alone(encoder: str, serves: bo
     learner = Learning(make_settings(), dim=DIM)
     learner.apply(taught(opened("r-1"), make_impression("r-1", positions=[0])), 0)
     versions = learner.apply(taught(tick=True), 1)
-    policies = Policies(make_settings(), ItemStore(lambda v: v, dim=DIM), dim=DIM, encoder_version=encoder)
+    items = ItemStore(ItemTower(np.eye(DIM, dtype=np.float32)))
+    policies = Policies(make_settings(), items, dim=DIM, encoder_version=encoder)
     for version in versions:
         policies.apply(version)
     assert (policies.serving("policy", "u1").name == "linucb") is serves

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace.export.item_tower import ItemTower
 from headrace.policy import checks
 from headrace.policy.base import Policy
 from headrace.policy.behaviour import Popularity, behaviour
@@ -45,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def serving(settings: Settings) -> Policies:
-    return Policies(settings, ItemStore(lambda vectors: vectors, dim=DIM), dim=DIM)
+    return Policies(settings, ItemStore(ItemTower(np.eye(DIM, dtype=np.float32))), dim=DIM)
 
 
 def test_a_folder_is_read_as_it_was_written(folder: Path) -> None:
