@@ -41,7 +41,11 @@ def fit(variant: str, data: Histories, *, seed: int, work: Path) -> tuple[Score,
     )
     recipe = train.Recipe(ids=by_id)
     trained = train.train(log, seed=seed, recipe=recipe, device="cpu", progress=_tell(f"{data.name} {variant} {seed}"))
-    told = {"recipe": asdict(recipe), "trained_on": log.fingerprint(), **{k: round(v, 5) for k, v in trained.metrics.items()}}
+    told = {
+        "recipe": asdict(recipe),
+        "trained_on": log.fingerprint(),
+        **{k: round(v, 5) for k, v in trained.metrics.items()},
+    }
     return _score(trained.model, trained.items.vectors(log.texts, keys=keys)), told
 
 

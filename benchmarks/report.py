@@ -148,6 +148,7 @@ SECTIONS = {
     "contamination": _written_by("contamination"),
     "safety": _written_by("safety"),
     "warm_start": _written_by("warm_start"),
+    "next_item": _written_by("next_item"),
 }
 
 _STANDARD = """\
