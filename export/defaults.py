@@ -3,7 +3,8 @@
 ensure_text()                     all-MiniLM-L6-v2
 ensure_text("intfloat/e5-small")  another model by name
 ensure_text("/models/mine")       the folder of an artifact is taken as it is
-ensure_user()                     the lightly trained user encoder
+ensure_user()                     the lightly trained user encoder, over the default text encoder
+ensure_user(text="/models/mine")  the same over another
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from headrace.export.artifact import MANIFEST, SCHEMA, ArtifactError
+from headrace.export.artifact import MANIFEST, SCHEMA, ArtifactError, read_manifest
 from headrace.export.names import DEFAULT_TEXT
 
 DEFAULT_USER = "default"
 # What an artifact is made by. Editing one of these files is a new recipe, so no cached artifact lags behind.
-_TEXT_RECIPE = ("onnx_graph.py", "text.py")
+_TEXT_RECIPE = ("onnx_graph.py", "pooling.py", "text.py")
 _USER_RECIPE = (
     "onnx_graph.py", "commands.py", "corpus.py", "item_tower.py", "light.py", "names.py", "projection.py",
-    "sequences.py", "to_onnx.py", "user_model.py",
+    "sequences.py", "text_graph.py", "to_onnx.py", "user_model.py",
 )  # fmt: skip
 
 
@@ -37,10 +38,12 @@ def ensure_text(setting: str | Path = DEFAULT_TEXT, *, cache_dir: Path | None = 
     return _taken_as_it_is(setting) or _ensure("text", str(setting), _TEXT_RECIPE, cache_dir)
 
 
-def ensure_user(setting: str | Path = DEFAULT_USER, *, cache_dir: Path | None = None) -> Path:
+def ensure_user(
+    setting: str | Path = DEFAULT_USER, *, text: str | Path = DEFAULT_TEXT, cache_dir: Path | None = None
+) -> Path:
     """The folder of the user encoder that `setting` names: a path, or "default".
 
-    The default is trained first if it is not in the cache (40 s).
+    The default one for the text encoder `text` is trained first if it is not in the cache (40 s).
 
     Raises ArtifactError, one line with the cure, if it cannot be built.
     """
@@ -49,7 +52,10 @@ def ensure_user(setting: str | Path = DEFAULT_USER, *, cache_dir: Path | None = 
         raise ArtifactError(
             f'{setting}: no such folder; name the folder of a user encoder\'s artifact, or "{DEFAULT_USER}"'
         )
-    return taken or _ensure("user", DEFAULT_USER, _USER_RECIPE, cache_dir)
+    if taken is not None:
+        return taken
+    texts = ensure_text(text, cache_dir=cache_dir)
+    return _ensure("user", str(texts), _USER_RECIPE, cache_dir, made_over=read_manifest(texts, "text").version)
 
 
 def models_dir() -> Path:
@@ -62,8 +68,11 @@ def _taken_as_it_is(setting: str | Path) -> Path | None:
     return path if isinstance(setting, Path) or (path / MANIFEST).exists() else None
 
 
-def _ensure(kind: str, name: str, recipe: tuple[str, ...], cache_dir: Path | None) -> Path:
-    content = hashlib.sha256(f"{kind} {SCHEMA} {name}".encode())
+def _ensure(
+    kind: str, name: str, recipe: tuple[str, ...], cache_dir: Path | None, *, made_over: str | None = None
+) -> Path:
+    """`made_over`: what stands for `name` in the key, where that is a folder: its content."""
+    content = hashlib.sha256(f"{kind} {SCHEMA} {made_over or name}".encode())
     for file in recipe:
         content.update(Path(__file__).with_name(file).read_bytes())
     models = cache_dir or models_dir()

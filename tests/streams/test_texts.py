@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from headrace.export.defaults import ensure_text, ensure_user
 from headrace.streams.encoder import UserEncoder
 from headrace.streams.errors import ArtifactMismatch
-from headrace.streams.texts import TextEncoder, hashed_ngrams
+from headrace.streams.texts import TextEncoder
+from headrace.streams.unfamiliar import Familiarity, hashed_ngrams
 
 TITLES = [
     "trail running shoe",
@@ -112,12 +114,40 @@ def test_other_scripts_are_told(encoder: TextEncoder, title: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "title", ["Żółta kurtka przeciwdeszczowa", "áo khoác mùa đông", '4K TV 55"', "", "...", "T-shirt 棉"]
+    "title", ["Żółta kurtka przeciwdeszczowa", "áo khoác mùa đông", '4K TV 55"', "", "...", "red shoe ⏏"]
 )
 def test_what_the_model_can_read_is_left_to_it(encoder: TextEncoder, title: str) -> None:
     before = encoder.unfamiliar
     encoder.encode([title])
     assert encoder.unfamiliar == before
+
+
+def test_words_unknown_in_a_title_set_it_apart_in_the_measure_of_their_share(encoder: TextEncoder) -> None:
+    case, charger, english, russian = encoder.encode(
+        ["Apple iPhone 15 手机壳", "Apple iPhone 15 充电器", "Apple iPhone 15", "Sony наушники"]
+    )
+    assert 0.4 < case @ charger < 0.9 and 0.6 < case @ english < 0.9  # the phone is known, what it is for is not
+    assert np.linalg.norm(case) == pytest.approx(1, abs=1e-5)
+    assert russian @ encoder.encode(["Sony"])[0] > 0.2 > abs(case @ russian)
+    blended = encoder.encode_one("Apple iPhone 15 手机壳")
+    assert np.abs(blended - case).max() < 1e-5
+
+
+def test_a_title_of_two_languages_is_split_where_they_meet(encoder: TextEncoder) -> None:
+    tokenizer = Tokenizer.from_file(str(ensure_text() / "tokenizer.json"))
+    text = "USB充电器 для Samsung, 25W"
+    split = Familiarity(tokenizer).split(text, tokenizer.encode(text))
+    assert split is not None and (split.known, split.unknown) == ("USB Samsung, 25W", "充电器 для")
+    assert split.share == pytest.approx((9 + 6) / (9 + 6 + 3 + 7 + 1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(words=st.lists(st.sampled_from(["red", "茶", "чай", "✓", "25", "shoe", "スープ"]), max_size=6))
+def test_no_two_unknown_words_make_titles_alike(words: list[str]) -> None:
+    """Whatever else stands in the titles: another unknown word, another vector."""
+    encoder = _ENCODERS.setdefault(1, TextEncoder(ensure_text()))
+    one, other = encoder.encode([" ".join([*words, "耳机"]), " ".join([*words, "普洱"])])
+    assert one @ other < 0.995
 
 
 @given(text=st.text(max_size=40))
