@@ -7,6 +7,7 @@ import time
 
 _SAY_AGAIN_S = 5.0
 _TALKATIVE = ("aiokafka", "faust", "mode")
+_EXPORTERS = ("onnx_ir", "onnxscript")  # tell of every node they fold
 
 
 class Seldom(logging.Filter):
@@ -34,5 +35,5 @@ def configure(*, debug: bool = False) -> None:
         handler.addFilter(Seldom())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # Faust's parts that we override log under the name of our module.
-    for library in (*_TALKATIVE, "headrace.streams.exactly_once"):
+    for library in (*_TALKATIVE, *_EXPORTERS, "headrace.streams.exactly_once"):
         logging.getLogger(library).setLevel(logging.INFO if debug else logging.WARNING)

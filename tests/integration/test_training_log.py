@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Producer
 
-from headrace.streams import kafka, training_log
+from headrace.export.artifact import load
+from headrace.streams import cli, cli_train, kafka, logs, training_log
 from headrace.streams.engine import _erased_key
 from headrace.streams.errors import HeadraceError
 from headrace.streams.settings import Settings
@@ -93,3 +98,65 @@ def test_what_cannot_be_read_is_one_line(settings: MakeSettings) -> None:
         from_topics(mine)
     with pytest.raises(HeadraceError, match="create it with `headrace topics create`"):
         from_topics(settings(create=False))
+
+
+def test_export_train_from_topics_goes_on_after_a_kill(
+    settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in its second epoch, started again while the shop trades on: it ends with the log that it began with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training_log, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
+    mine = settings()
+    words = ("spade", "pot", "lamp", "shoe")
+    ids = [f"{word}-{n}" for word in words for n in range(6)]
+    send(mine, "items", *((item, {"item_id": item, "title": f"A {item.replace('-', ' no. ')}"}) for item in ids))
+    send(mine, "erasures", ("u3", {"user_id": "u3", "ts": T0 + 9_000_000}))
+    send(
+        mine,
+        "events",
+        *(
+            event(100 * user + n, f"u{user}", item_id=f"{words[user % 4]}-{(user + n) % 6}", ts=T0 + 60_000 * n)
+            for user in range(24)
+            for n in range(5)
+        ),
+    )
+    (tmp_path / "headrace.toml").write_text(
+        f'[kafka]\n"bootstrap.servers" = "{mine.bootstrap}"\n\n[topics]\nprefix = "{mine.topics.prefix}"\n'
+    )
+
+    def headrace(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headrace", "export", "train", "encoder", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    @contextmanager
+    def killed() -> Iterator[Any]:
+        def tell(progress: Any) -> None:
+            if progress.epoch == 2:
+                raise SystemExit(137)
+
+        yield tell
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_train, "_progress", killed)
+        assert headrace("--epochs", "3")[0] == 137
+    assert not (tmp_path / "encoder").exists() and (tmp_path / "encoder.training" / "progress.json").exists()
+    began_with = from_topics(mine).log
+    send(mine, "events", event(9_999, "u1", item_id="shoe-1", ts=int(time.time() * 1000)))
+
+    began = set[int]()
+
+    @contextmanager
+    def watched() -> Iterator[Any]:
+        yield lambda progress: began.add(progress.epoch)
+
+    monkeypatch.setattr(cli_train, "_progress", watched)
+    code, out, err = headrace("--epochs", "3")
+    assert (code, err) == (0, "") and 1 not in began
+    assert f"{5 * 23} events of 23 users, 24 items" in out and "5 events of users who asked to be forgotten" in out
+    made = load(tmp_path / "encoder", "user")
+    assert made.manifest.trained_on == began_with.fingerprint() and made.version in out
+    assert {"valid_ndcg10", "popular_ndcg10", "untrained_ndcg10"} <= made.manifest.metrics.keys()
+    assert not (tmp_path / "encoder.training").exists()
