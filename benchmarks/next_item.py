@@ -1,6 +1,6 @@
 """Next item, leave-one-out, over the whole catalogue: the trained encoder against what others do with the same log.
 
-python benchmarks/next_item.py [--set NAME …] [--only MODEL …] [--seeds N] [--work FOLDER] [--again]
+python benchmarks/next_item.py [--set NAME …] [--only MODEL …] [--seeds N] [--work FOLDER] [--again] [--result FILE]
 python benchmarks/next_item.py --file FILE [--titles FILE]        any file of next_item_data.py's two formats
 
 All models are fitted to each user's items but the last two, choose by the one before the last, and are asked for the
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--result", type=Path, default=RESULT, help="where the figures go")
     given = parser.parse_args()
     files = {given.file.stem: (given.file, given.titles)} if given.file else {name: SETS[name] for name in given.sets}
     for path in (path for pair in files.values() for path in pair if path and not path.exists()):
@@ -243,9 +244,9 @@ def main() -> None:
         return
     from system import machine
 
-    before = json.loads(RESULT.read_text("utf-8"))["sets"] if RESULT.exists() else {}
+    before = json.loads(given.result.read_text("utf-8"))["sets"] if given.result.exists() else {}
     figures = {"sets": before | told, "validation_users": VALIDATION_USERS, "machine": machine()}
-    RESULT.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    given.result.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
