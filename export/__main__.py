@@ -11,8 +11,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["text", name, folder]:
             export_text(name, folder)
-        case ["user", _, folder]:
-            export_user(folder)
+        case ["user", text_encoder, folder]:
+            export_user(folder, text_encoder=text_encoder)
         case _:
             sys.exit(__doc__)
 

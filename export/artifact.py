@@ -83,6 +83,19 @@ def load(path: Path | str, kind: Kind | None = None) -> Artifact:
     or is not of `kind`.
     """
     path = Path(path)
+    manifest = read_manifest(path, kind)
+    for name, expected in manifest.files.items():
+        if Path(name).name != name:
+            raise ArtifactError(f"{path}: {MANIFEST} names {name!r}, which is no file of this folder; {_CURE}")
+        if not (path / name).is_file():
+            raise ArtifactError(f"{path}: {name} is missing; {_CURE}")
+        if file_digest(path / name) != expected:
+            raise ArtifactError(f"{path}: {name} is corrupt, its sha256 differs from the manifest; {_CURE}")
+    return Artifact(path, manifest)
+
+
+def read_manifest(path: Path, kind: Kind | None = None) -> Manifest:
+    """The manifest alone: what the artifact says it is, its files unread. Raises ArtifactError as `load` does."""
     try:
         content = (path / MANIFEST).read_bytes()
     except OSError as error:
@@ -98,14 +111,7 @@ def load(path: Path | str, kind: Kind | None = None) -> Artifact:
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path}: a {manifest.kind} encoder stands where a {kind} encoder is needed; "
                             f"name an artifact made by `headrace export {kind}`")  # fmt: skip
-    for name, expected in manifest.files.items():
-        if Path(name).name != name:
-            raise ArtifactError(f"{path}: {MANIFEST} names {name!r}, which is no file of this folder; {_CURE}")
-        if not (path / name).is_file():
-            raise ArtifactError(f"{path}: {name} is missing; {_CURE}")
-        if file_digest(path / name) != expected:
-            raise ArtifactError(f"{path}: {name} is corrupt, its sha256 differs from the manifest; {_CURE}")
-    return Artifact(path, manifest)
+    return manifest
 
 
 class _Head(msgspec.Struct):

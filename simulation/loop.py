@@ -81,7 +81,7 @@ class Models:
 
     def __init__(self, settings: Settings) -> None:
         self.users = UserEncoder(
-            ensure_user(settings.encoder.artifact),
+            ensure_user(settings.encoder.artifact, text=settings.catalogue.text_model),
             cache_bytes=settings.encoder.cache_bytes,
             window=settings.worker.history,
         )

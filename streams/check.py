@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from confluent_kafka import KafkaException
 
@@ -65,7 +66,8 @@ def _text(settings: Settings) -> tuple[list[Problem], str]:
 
 
 def _user(settings: Settings) -> tuple[list[Problem], str]:
-    return _model("encoder.artifact", settings.encoder.artifact, defaults.ensure_user, "user")
+    ensure = partial(defaults.ensure_user, text=settings.catalogue.text_model)
+    return _model("encoder.artifact", settings.encoder.artifact, ensure, "user")
 
 
 def _policy(settings: Settings) -> tuple[list[Problem], str]:

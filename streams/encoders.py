@@ -112,7 +112,7 @@ def state_dim(settings: Settings) -> int:
 def _found(serial: int, user: str, text: str) -> Encoders:
     try:
         texts = artifact.load(ensure_text(text), "text")
-        users = artifact.load(ensure_user(user), "user")
+        users = artifact.load(ensure_user(user, text=texts.path), "user")
     except artifact.ArtifactError as error:
         raise ArtifactMismatch(str(error)) from None
     if users.manifest.text_version != texts.version:

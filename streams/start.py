@@ -158,7 +158,8 @@ def begin(settings: Settings, policy: Policy) -> Start | None:
 def check(settings: Settings) -> str:
     """Says what the roles would start from. Raises what `begin` raises, and ArtifactMismatch."""
     try:
-        dim = artifact.load(ensure_user(settings.encoder.artifact), "user").manifest.dims["state"]
+        folder = ensure_user(settings.encoder.artifact, text=settings.catalogue.text_model)
+        dim = artifact.load(folder, "user").manifest.dims["state"]
     except artifact.ArtifactError as error:
         raise ArtifactMismatch(str(error)) from None
     start = begin(settings, make_policy(settings, settings.policy.name, dim=dim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -46,7 +47,7 @@ def test_two_who_ask_at_once_build_once(tmp_path: Path, monkeypatch: pytest.Monk
 
     def ask() -> None:
         both_ask.wait(10)
-        defaults.ensure_user(cache_dir=tmp_path)
+        defaults.ensure_user(text=defaults.ensure_text(), cache_dir=tmp_path)
 
     monkeypatch.setattr(defaults, "_build", build)
     threads = [threading.Thread(target=ask) for _ in range(2)]
@@ -55,6 +56,36 @@ def test_two_who_ask_at_once_build_once(tmp_path: Path, monkeypatch: pytest.Monk
     for thread in threads:
         thread.join(20)
     assert built == ["user"]
+
+
+def test_the_default_user_encoder_is_of_the_text_encoder_that_it_will_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content: the same text encoder in two folders is one."""
+    asked = []
+
+    def build(kind: str, name: str, folder: Path) -> None:
+        asked.append((kind, name))
+        with artifact.writing(folder) as scratch:
+            (scratch / artifact.MANIFEST).write_text("{}")
+
+    monkeypatch.setattr(defaults, "_build", build)
+    texts = defaults.ensure_text()
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder in (same, other):
+        folder.mkdir()
+        (folder / artifact.MANIFEST).write_bytes((texts / artifact.MANIFEST).read_bytes())
+    manifest = json.loads((other / artifact.MANIFEST).read_text())
+    (other / artifact.MANIFEST).write_text(json.dumps(manifest | {"source": "a model of the shop's own"}))
+    one = defaults.ensure_user(text=texts, cache_dir=tmp_path / "cache")
+    assert defaults.ensure_user(text=same, cache_dir=tmp_path / "cache") == one
+    assert defaults.ensure_user(text=str(other), cache_dir=tmp_path / "cache") != one
+    assert asked == [("user", str(texts)), ("user", str(other))]
+
+
+def test_a_default_that_was_built_says_which_text_encoder_it_is_of() -> None:
+    users = artifact.load(defaults.ensure_user(), "user").manifest
+    assert users.text_version == artifact.load(defaults.ensure_text(), "text").version
 
 
 def test_the_artifacts_are_read_without_torch() -> None:
