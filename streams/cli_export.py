@@ -60,7 +60,7 @@ def user(
     titles: Annotated[
         Path | None, typer.Option("--titles", metavar="FILE.txt", help="Your items' titles, one a line.")
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="The text encoder it will meet: a model, or an artifact's folder.")] = _TEXT_MODEL,
+    model: Annotated[str, typer.Option("--model", help="The text model it will meet, or its artifact.")] = _TEXT_MODEL,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 240,
     config: Config = None,
     debug: Debug = False,
