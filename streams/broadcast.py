@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from headrace.streams import kafka
-from headrace.streams.contents import OLD
+from headrace.streams.contents import ENCODED, OLD
 from headrace.streams.settings import Settings
 
 
@@ -82,7 +82,7 @@ class Broadcast:
     def _on_message(self, message: kafka.Message) -> None:
         key = message.key() or b""
         own = message.value() is None or key.startswith(b"\0")  # a writer's own: fence, position
-        if not own or key.startswith(OLD):
+        if not own or key.startswith((OLD, ENCODED)):
             name, decode = self._decode[message.topic()]
             if (record := decode(message)) is not None:
                 self._arrived.append((name, record))

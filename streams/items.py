@@ -100,6 +100,8 @@ class ItemStore:
         row = self.rows.get(key)
         at = (item.source, item.offset, not item.pending)
         if row is not None and self._offsets[row][0] == item.source and self._offsets[row] >= at:
+            if self._offsets[row] == at and self._encoded_anew(row, item):
+                self._contents[row], self._waiting[row], self._moved[row] = content_of(item), item, None
             return None
         if row is None:
             if item.removed:
@@ -154,6 +156,11 @@ class ItemStore:
         """Whether the vector is of the tower's text encoder, as far as the record tells."""
         same = not (content.text_version and self._text_version) or content.text_version == self._text_version
         return same and len(content.vector) in (0, 2 * self._tower.text_dim)
+
+    def _encoded_anew(self, row: int, item: Item) -> bool:
+        """Whether this is what the row was made of, now with a vector by the text encoder of this set."""
+        content = content_of(item)
+        return bool(content) and item.text_version == self._text_version and content != self._contents[row]
 
     def _take_old(self, key: int, old: Old) -> None:
         if old.content is not None and self._fits(old.content):

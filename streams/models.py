@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.streams import contents, encoders
@@ -27,14 +27,20 @@ class Models:
     items: ItemStore
     policies: Policies
     recommender: Recommender
+    partitions: int  # of `items`
+    encoded: dict[int, str] = field(default_factory=dict)  # by partition: by which text encoder all items are encoded
 
     @property
     def complete(self) -> bool:
         """Whether the catalogue has encoded every item with the text encoder of this set."""
-        return True
+        wanted = self.encoders.text_version
+        return all(self.encoded.get(partition) == wanted for partition in range(self.partitions))
 
     def apply(self, topic: str, record: Any) -> str | None:
         """Takes one broadcast record; returns what it was to the catalogue: new, changed, removed, else None."""
+        if isinstance(record, contents.Encoded):
+            self.encoded[record.partition] = record.text_version
+            return None
         if topic == "item-vectors":
             return self.items.apply(record)
         if topic == "policy-versions":
@@ -59,7 +65,7 @@ def load_models(settings: Settings, found: Encoders | None = None) -> Models:
     policies = Policies(settings, items, dim=encoder.dim, encoder_version=encoder.version)
     recommender = Recommender(settings, items=items, policies=policies, encoder=encoder, texts=texts)
     recommender.encoder_serial = found.serial
-    return Models(found, encoder, items, policies, recommender)
+    return Models(found, encoder, items, policies, recommender, settings.topics.requests_partitions)
 
 
 def broadcast(settings: Settings) -> Broadcast:

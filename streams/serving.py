@@ -96,7 +96,7 @@ class Serving:
             self._tell()
             return
         log.info("encoder %s (%s) is announced by %s and made ready", serial, said.user_version, said.who)
-        self._next = Swap(self._settings, serial, said)
+        self._next = Swap(self._settings, serial, said, texts=now.text_version)
 
     def _change_over(self) -> bool:
         coming = self._next

@@ -26,11 +26,13 @@ _PAUSE_S = 0.02
 class Swap:
     """Begins at once. Every method is called by one other thread."""
 
-    def __init__(self, settings: Settings, serial: int, said: Announcement) -> None:
+    def __init__(self, settings: Settings, serial: int, said: Announcement, *, texts: str) -> None:
+        """`texts`: the version of the text encoder that serves now. Another one is ready when all items are encoded."""
         self.serial = serial
         self.failure: BaseException | None = None
         self.later: list[tuple[int, Announcement]] = []  # announced since
         self._settings, self._said = settings, said
+        self._same_texts = said.text_version == texts
         self._found: Encoders | None = None
         self._models: Models | None = None
         self._broadcast: Broadcast | None = None
@@ -76,7 +78,7 @@ class Swap:
             caught_up = self._broadcast.caught_up  # asked first: what stood there then is among what is taken now
             self._broadcast.check()
             self._apply(self._broadcast.take())
-            if caught_up and self._models.complete:
+            if caught_up and (self._same_texts or self._models.complete):
                 self._ready.set()
             self._end.wait(_PAUSE_S)
 

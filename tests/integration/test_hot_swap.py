@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from headrace.export import artifact
-from headrace.export.defaults import ensure_user
+from headrace.export.defaults import ensure_text, ensure_user
 from headrace.export.item_tower import FILE, ItemTower
 from headrace.simulation.follow import Follower
 from headrace.streams import encoders, kafka
 from headrace.streams.errors import ArtifactMismatch, HeadraceError
-from headrace.streams.records import Opened, decode_policy_version, decode_transitions
+from headrace.streams.metrics import Metrics
+from headrace.streams.records import Opened, decode_policy_version, decode_transitions, item_key
+from headrace.streams.serving import Serving
 from headrace.streams.settings import Settings
 from headrace.streams.supervise import Supervisor
-from tests.integration.test_worker import PARTITIONS, assert_exact, metric, moves_on, under_load
+from tests.integration.test_catalogue import Reader, running, send
+from tests.integration.test_worker import PARTITIONS, assert_exact, metric, under_load
 
 if TYPE_CHECKING:
     from tests.conftest import MakeSettings, WaitFor
@@ -141,3 +145,62 @@ def test_the_settings_are_announced_once_and_again_when_they_change(settings: Ma
     shutil.rmtree(tmp_path / "new")
     found = encoders.in_force(mine, refused=lambda serial, error: refused.append(serial))
     assert (refused, found.serial) == ([2], 1)
+
+
+def other_texts(folder: Path) -> Path:
+    """The default text encoder that reads three tokens of a text: other vectors, another version."""
+    before = artifact.load(ensure_text(), "text")
+    with artifact.writing(folder) as scratch:
+        for name in before.manifest.files:
+            shutil.copy(before.path / name, scratch / name)
+        options = {**before.manifest.options, "max_length": 5}
+        artifact.write_manifest(scratch, msgspec.structs.replace(before.manifest, options=options))
+    return folder
+
+
+def over(folder: Path, texts: Path) -> Path:
+    """A user encoder that was trained over these texts, as its manifest says."""
+    another(folder, turned)
+    manifest = artifact.load(folder).manifest
+    version = artifact.load(texts).version
+    artifact.write_manifest(folder, msgspec.structs.replace(manifest, text_version=version))
+    return folder
+
+
+def test_another_text_encoder_takes_every_item_along(settings: MakeSettings, wait_for: WaitFor, tmp_path: Path) -> None:
+    """Items are encoded anew under their own numbers; the worker changes over when all are, and not before."""
+    mine = settings(topics={"requests_partitions": 2})
+    texts = other_texts(tmp_path / "texts")
+    users = over(tmp_path / "users", texts)
+    names = [f"i{n}" for n in range(40)]
+    titles = {name: f"a much longer title of thing number {n} in the shop" for n, name in enumerate(names)}
+    send(mine, *({"item_id": name, "title": title, "price": 3.0} for name, title in titles.items()))
+    with running(mine, tmp_path / "texts.sqlite"):
+        reader = Reader(mine)
+        before = {name: reader.wait(*names) and reader.items()[name] for name in names}
+        serving = Serving(mine, Metrics(CollectorRegistry(), "worker"))
+        try:
+            wait_for(lambda: serving.caught_up)
+            serving.keep_up()
+            old = serving.recommender
+            serial, said = encoders.announce(mine, user=str(users), text=str(texts), who="a test", why="other texts")
+            reader.wait(*names, text_version=said.text_version)
+            for name, item in reader.items().items():
+                assert item.vector != before[name].vector and item.generation == before[name].generation == 0
+            assert serving.recommender is old and all(old.items.made[: len(names)])
+
+            wait_for(serving.keep_up)
+            new = serving.recommender
+            assert (new.encoder_serial, new.texts.version) == (serial, said.text_version)
+            wanted = new.encoder.tower.vectors(new.texts.encode([titles["i7"]]))  # the tower knows no ids and prices
+            assert np.allclose(new.items.vectors[new.items.rows[item_key("i7")]], wanted[0], atol=2e-3)
+        finally:
+            serving.close()
+            reader.close()
+    with running(mine, tmp_path / "texts.sqlite") as again:  # it starts with what was announced, and has nothing to do
+        assert again.metrics.registry.get_sample_value("headrace_text_encoder_info", {"version": said.text_version})
+        send(mine, {"item_id": "new", "title": "one more"})
+        reader = Reader(mine)
+        assert reader.wait("new", *names).text_version == said.text_version
+        assert len(reader.log) <= 3 * len(names) + 2  # each pending, encoded, encoded anew: no more than once
+        reader.close()
