@@ -30,6 +30,7 @@ SCALARS: tuple[str, ...] = (
     "last_similarity",  # cosine with the latest history item
     "max_similarity",  # largest cosine with the last 5
     "cold",  # 1 if the item has no behaviour yet
+    "own_count",  # log(1 + how often the user took the item) / log(1 + how often the one taken most), 0 if never
 )
 
 _SIMILARITY = "similarity"  # s·a
@@ -44,6 +45,8 @@ _PRODUCTS = (
     ("category_match", "max_similarity"),
     ("category_match", "price_gap"),
     ("max_similarity", "max_similarity"),
+    ("own_count", "own_count"),
+    ("own_count", "popularity"),
 )
 _WITH_CONTEXT = (_SIMILARITY, "popularity", "co_view", "category_match")
 

@@ -20,7 +20,7 @@ from headrace.policy.slates import uniforms
 from headrace.simulation.laws import Laws
 from headrace.simulation.tables import Items, Users
 from headrace.streams.candidates import RECENT
-from headrace.streams.scalars import scalars
+from headrace.streams.scalars import own_share, scalars
 
 _USER, _CLICK, _CONVERT, _DELAY, _EVOLVE, _ORGANIC, _LEAVE, _DRIFT, _CANDIDATES, _DECIDE = range(10)
 _BROWSED = 32  # an organic view is the dearest of so many random items, by Gumbel-max
@@ -175,6 +175,17 @@ class Visitors:
             there &= self._born[rows] <= self.step_of[:, None]
         return rows, there
 
+    def _own(self, rows: I64) -> F32:
+        """The scalar `own_count` (B, n) of candidates: of the latest items alone, which are all that is kept here."""
+        recent = self._history
+        known = recent != self.items.none
+        times = np.zeros(rows.shape, np.float32)
+        of_recent = np.zeros(recent.shape, np.float32)
+        for place in range(recent.shape[1]):
+            times += (rows == recent[:, place, None]) & known[:, place, None]
+            of_recent += (recent == recent[:, place, None]) & known
+        return own_share(times, of_recent.max(axis=1))
+
     def query(self) -> Query:
         """The decisions to take now, as a policy reads them in the running system."""
         rows, there = self.offered()
@@ -188,6 +199,7 @@ class Visitors:
             history=recent,
             recent=self.items.vectors[recent[:, :5]],
             keys=self.items.keys[recent],
+            own=self._own(rows),
         )
         return Query(
             states=self.states(),

@@ -145,13 +145,14 @@ class _Teacher(Recommender):
             coming.pop()
         return coming[-1][1] if coming else -1
 
-    def _exclude(self, asks: Sequence[Ask], rows: Any, mask: Any, now: int) -> None:
+    def _drawn(self, asks: Sequence[Ask], *args: Any, **known: Any) -> tuple[Any, Any]:
         """Also puts the next item among the candidates, in the last place where it is not there already."""
-        super()._exclude(asks, rows, mask, now)
+        rows, mask = super()._drawn(asks, *args, **known)
         for i, ask in enumerate(asks):
             row = self._next(ask.user_id)
             if row >= 0 and not (rows[i][mask[i]] == row).any():
                 rows[i, -1], mask[i, -1] = row, True
+        return rows, mask
 
     def _choose(self, table: Any) -> list[Decision | None]:
         query = table.query

@@ -1,14 +1,13 @@
-"""Which items a decision chooses among: neighbours of what the user did, what others did next, what is popular, new
-and random.
+"""Which items a decision chooses among: the user's own, what others did next, what is near to the state, to a query
+and to what the user did, what is popular, new and random.
 
-Every source has a fixed share of the n places, so that no order of sources crowds another out; places that repeat an
-item
-are given to popular and random ones. All is drawn from the decision's own random stream.
+Every source has its share of the n places. Places that a source leaves free, or that repeat an item, go to what sources
+offer beyond their shares, then to popular and random items. All is drawn from the decision's own random stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies
 
+F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 RECENT = 10  # history entries that candidates and scalars look at
 _SOURCES = 6  # of these, how many bring neighbours
@@ -35,6 +35,18 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
+def among(rows: I64, named: Sequence[Sequence[int]], *, none: int) -> NDArray[np.bool_]:
+    """Where rows (B, w) are among those named for their user (B lists); `none` is the largest row."""
+    found = np.zeros(rows.shape, np.bool_)
+    marks = np.zeros(none + 1, np.bool_)
+    for i, these in enumerate(named):
+        if these:
+            marks[these] = True
+            found[i] = marks[rows[i]]
+            marks[these] = False
+    return found
+
+
 class Candidates:
     """Draws candidate rows (B, n); equal input gives equal rows, whatever else is in the batch."""
 
@@ -42,66 +54,106 @@ class Candidates:
         self._items = items
         self._policies = policies
         self.n = n
-        self._near = max(1, n * 2 // 5 // _SOURCES)
-        self._next = max(1, n // 5 // _SOURCES)
-        self._queries = n // 10
-        self._popular = n // 5
-        self._fresh = max(1, n // 30)
+        # Shares in order of precedence; those of 120 places in brackets. docs/retrieval.md says what each covers.
+        self._own = n // 4  # (30)
+        self._next = max(1, n // 5 // _SOURCES)  # of each of the latest entries (4, 24 in all)
+        self._state = n // 6  # (20)
+        self._queries = n // 10  # (12)
+        self._popular = n // 6  # (20)
+        self._fresh = max(1, n // 30)  # (4)
+        self._random = n // 15  # (8)
+        # Beyond the shares, for what is left:
+        self._near = max(1, n // 5 // _SOURCES)  # neighbours of each of the latest entries (4, 24)
+        self._more_state = n // 6  # (20)
 
     def draw(
         self,
         history: I64,
-        queries: Sequence[tuple[int, NDArray[np.float32]] | None],
+        queries: Sequence[tuple[int, F32] | None],
         keys: NDArray[np.uint64],
         streams: NDArray[np.uint64],
+        *,
+        states: F32,
+        own: Sequence[Iterable[int]],
+        left_out: Sequence[Sequence[int]],
     ) -> tuple[I64, NDArray[np.bool_]]:
         """Rows (B, n) and which of them may be chosen.
 
-        `history`: rows (B, RECENT), latest first, `items.none` where there is none; `keys` the same by key.
-        `queries`: the latest query's
-        key and
-        vector of each user, if the history holds one.
+        `history`: rows (B, RECENT), latest first, `items.none` where there is none; `keys` the same by key. `queries`:
+        the latest query's key and vector of each user, if the history holds one. `states` (B, d). `own`: rows of what
+        each user took before, best first. `left_out`: rows of what each may not be shown.
         """
-        items, n = self._items, self.n
-        batch = len(history)
-        recent = np.ascontiguousarray(history[:, :_SOURCES])
-        flat = recent.reshape(-1)
-        near = items.neighbours(flat)[:, : self._near].reshape(batch, -1)
-        following = self._policies.following(keys[:, :_SOURCES].reshape(-1))[:, : self._next].reshape(batch, -1)
+        items, n, batch = self._items, self.n, len(history)
+        pool = items.pool()
+        if not len(pool):
+            return np.full((batch, n), items.none, np.int64), np.zeros((batch, n), np.bool_)
+        popular = self._policies.popular_rows()
+        out = [set(rows) for rows in left_out]
+        mine = [[row for row in rows if row not in o] for rows, o in zip(own, out, strict=True)]
+        offered = self._offers(history, queries, keys, streams, states, mine, pool, popular)
+        offered[among(offered, left_out, none=items.none)] = -1
+        wanted = self._first_times(offered)
+        words = random_words(streams, n, salt=2)
+        rows = pool[(words % np.uint64(len(pool))).astype(np.int64)]
+        if len(popular):  # every third free place goes to a popular item from further down the list
+            words = random_words(streams, n, salt=3)[:, ::3]
+            rows[:, ::3] = popular[(words % np.uint64(len(popular))).astype(np.int64)]
+        places = np.cumsum(wanted, axis=1) - 1
+        at, column = np.nonzero(wanted & (places < n))
+        rows[at, places[at, column]] = offered[at, column]
+        rows.sort(axis=1)
+        mask = items.available[rows] & ~among(rows, left_out, none=items.none)
+        mask[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+        return rows, mask
+
+    def _offers(
+        self, history: I64, queries: Sequence[tuple[int, F32] | None], keys: NDArray[np.uint64],
+        streams: NDArray[np.uint64], states: F32, own: Sequence[Sequence[int]], pool: I64, popular: I64,
+    ) -> I64:  # fmt: skip
+        """What the sources offer (B, w), in order of precedence; -1 for nothing."""
+        items, batch = self._items, len(history)
+        mine = np.full((batch, self._own), -1, np.int64)
+        for place, rows in zip(mine, own, strict=True):
+            place[: len(rows)] = rows[: self._own]
+        following = self._policies.following(keys[:, :_SOURCES].reshape(-1))[:, : self._next]
         asked = np.full((batch, self._queries), -1, np.int64)
-        for i, query in enumerate(queries):
+        for place, query in zip(asked, queries, strict=True):
             if query is not None:
                 found = items.nearest(query[0], query[1], self._queries)
-                asked[i, : len(found)] = found
-        pool = items.pool()
-        popular = self._policies.popular_rows()
+                place[: len(found)] = found
+        of_state = self._near_states(states)
+        best = popular[: self._popular]
+        words = random_words(streams, self._random, salt=5)
         parts: list[NDArray[Any]] = [
-            near,
-            following,
+            mine,
+            following.reshape(batch, -1),
+            of_state[:, : self._state],
             asked,
-            np.broadcast_to(popular[: self._popular], (batch, len(popular[: self._popular]))),
+            np.broadcast_to(best, (batch, len(best))),
+            pool[(words % np.uint64(len(pool))).astype(np.int64)],
         ]
         if items.fresh:
             fresh = np.array(items.fresh, np.int64)
             words = random_words(streams, self._fresh, salt=1)
             parts.append(fresh[(words % np.uint64(len(fresh))).astype(np.int64)])
-        used = sum(p.shape[1] for p in parts)
-        if used < n:
-            parts.append(np.full((batch, n - used), -1, np.int64))
-        rows: I64 = np.concatenate(parts, axis=1)[:, :n].astype(np.int64)
-        rows[rows == items.none] = -1
-        if not len(pool):
-            return np.full((batch, n), items.none, np.int64), np.zeros((batch, n), np.bool_)
-        rows.sort(axis=1)
-        repeated = np.zeros(rows.shape, np.bool_)
-        repeated[:, 1:] = rows[:, 1:] == rows[:, :-1]
-        words = random_words(streams, n, salt=2)
-        fill = pool[(words % np.uint64(len(pool))).astype(np.int64)]
-        if len(popular):  # every third free place goes to a popular item from further down the list
-            words = random_words(streams, n, salt=3)[:, ::3]
-            fill[:, ::3] = popular[(words % np.uint64(len(popular))).astype(np.int64)]
-        rows = np.where(repeated | (rows < 0) | ~items.available[rows], fill, rows)
-        rows.sort(axis=1)
-        mask = items.available[rows]
-        mask[:, 1:] &= rows[:, 1:] != rows[:, :-1]
-        return rows, mask
+        recent = np.ascontiguousarray(history[:, :_SOURCES]).reshape(-1)
+        parts.append(items.neighbours(recent)[:, : self._near].reshape(batch, -1))
+        parts.append(of_state[:, self._state :])
+        return np.concatenate(parts, axis=1).astype(np.int64)
+
+    def _near_states(self, states: F32) -> I64:
+        """Rows (B, 2 · share) nearest to the states; -1 where a state is zeros: nothing is known of the user."""
+        found = self._items.index.search(states, self._state + self._more_state)
+        found[~states.any(axis=1)] = -1
+        return found
+
+    def _first_times(self, rows: I64) -> NDArray[np.bool_]:
+        """Where (B, w) an item that may be recommended stands for the first time in its row."""
+        order = np.argsort(rows, axis=1, kind="stable")
+        ordered = np.take_along_axis(rows, order, axis=1)
+        first = np.ones(rows.shape, np.bool_)
+        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        first &= (ordered >= 0) & self._items.available[ordered]
+        back = np.empty(rows.shape, np.bool_)
+        np.put_along_axis(back, order, first, axis=1)
+        return back

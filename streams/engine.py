@@ -239,7 +239,7 @@ class _Step:
             if teaches:
                 self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
             if rule.consumes:
-                state.consume(key, second=event.ts // 1000, cap=self.settings.consumed.cap)
+                state.consume(key, second=event.ts // 1000, rules=self.settings.consumed)
             generation = recommender.items.generation(key)
             state.append(key, type_code=code, ts=event.ts, window=window, generation=generation)
         if event.text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from headrace.policy.base import Query, Slates
 from headrace.streams.asked import Asked
-from headrace.streams.candidates import RECENT, Candidates, random_words
+from headrace.streams.candidates import RECENT, Candidates, among, random_words
 from headrace.streams.context import ContextEncoder
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.encoder import History, UserEncoder
 from headrace.streams.items import ItemStore
+from headrace.streams.own import own_counts, own_items
 from headrace.streams.policies import Policies, Served
 from headrace.streams.reasons import ANCHOR, Reasons
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
@@ -155,22 +157,32 @@ class Recommender:
         items = self.items
         history, recent, keys, codes = self._recent(asks)
         streams = np.array([ask.stream for ask in asks], np.uint64)
+        own = [own_items(ask.state, items.rows) for ask in asks]
+        out = self._left_out(asks, now)
         if listed:
             rows, mask = self._listed(asks)
+            mask &= ~among(rows, out, none=items.none)
         else:
-            rows, mask = self._candidates.draw(history, self._latest_queries(asks), keys, streams)
-        self._exclude(asks, rows, mask, now)
+            rows, mask = self._drawn(asks, history, keys, streams, states=states, own=own, left_out=out)
         vectors = items.vectors[rows]
+        counts = own_counts(own, rows)
+        columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys, own=counts)
         query = Query(
             states=states,
             contexts=self._context.encode([(ask.context, ask.placement) for ask in asks]),
             keys=items.keys[rows],
             items=vectors,
-            scalars=scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys),
+            scalars=columns,
             mask=mask,
             streams=streams,
         )
         return _Table(asks, rows, query, history, codes, recent)
+
+    def _drawn(
+        self, asks: Sequence[Ask], history: I64, keys: NDArray[np.uint64], streams: NDArray[np.uint64], **known: Any
+    ) -> tuple[I64, NDArray[np.bool_]]:
+        """Candidates: see `Candidates.draw`."""
+        return self._candidates.draw(history, self._latest_queries(asks), keys, streams, **known)
 
     def _choose(self, table: _Table) -> list[Decision | None]:
         """Each arm's policy takes its users' decisions; those of one policy and length are taken together."""
@@ -256,9 +268,10 @@ class Recommender:
             rows[i, : len(names)] = self.items.rows_of([item_key(name) for name in names])
         return rows, self.items.available[rows]
 
-    def _exclude(self, asks: Sequence[Ask], rows: I64, mask: NDArray[np.bool_], now: int) -> None:
-        """Takes out what the user has consumed, what the request excludes, and the item being looked at."""
-        for i, ask in enumerate(asks):
+    def _left_out(self, asks: Sequence[Ask], now: int) -> list[list[int]]:
+        """Rows of what the users have consumed, what the requests exclude, and the items being looked at."""
+        all_out: list[list[int]] = []
+        for ask in asks:
             out: list[int] = []
             if ask.state.notes is not None:
                 for key, second in ask.state.notes.consumed.items():
@@ -270,8 +283,8 @@ class Recommender:
                 if ask.request.anchor_item_id is not None:
                     named.append(ask.request.anchor_item_id)
                 out.extend(self.items.rows_of([item_key(name) for name in named]).tolist())
-            if out:
-                mask[i] &= ~np.isin(rows[i], out)
+            all_out.append(out)
+        return all_out
 
     def _kept_back(self, row: int, consumed_ms: int, now: int) -> bool:
         """Whether an item consumed then is still left out: by its own rule, its category's, or the default."""

@@ -43,11 +43,12 @@ def scalars(
     history: I64,
     recent: F32,
     keys: NDArray[np.uint64],
+    own: F32,
 ) -> F32:
     """float32 (B, n, m).
 
     `rows` (B, n) and `vectors` (B, n, d) are the candidates; `history` (B, h) are rows and `recent` (B, 5, d)
-    vectors of the latest five, `keys` (B, h) their item keys. All latest first.
+    vectors of the latest five, `keys` (B, h) their item keys. All latest first. `own` (B, n): see `own_share`.
     """
     out = np.zeros((*rows.shape, len(SCALARS)), np.float32)
     known = history != items.none
@@ -76,4 +77,11 @@ def scalars(
     similarity = np.matmul(recent, vectors.transpose(0, 2, 1))  # (B, 5, n)
     column["last_similarity"][:] = similarity[:, 0]
     column["max_similarity"][:] = similarity.max(axis=1)
+    column["own_count"][:] = own
     return out
+
+
+def own_share(times: F32, most: F32) -> F32:
+    """own_count (B, n): how often users took the candidates (B, n), in logarithms and shares of what they took most
+    (B,). Shares, for a heavy buyer's five times say less than a rare one's."""
+    return np.asarray(np.log1p(times) / np.log1p(np.maximum(most, 1))[:, None], np.float32)

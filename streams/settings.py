@@ -122,6 +122,11 @@ class Consumed(Section):
     items: dict[str, str] = {}
     cap: int = Field(64, ge=0, le=1_000)  # consumed items remembered a user
 
+    @property
+    def repeats(self) -> bool:
+        """Whether anything that was consumed may ever come again: only then is it counted how often."""
+        return {self.default, *self.categories.values(), *self.items.values()} != {"exclude"}
+
     @model_validator(mode="after")
     def _readable(self) -> Consumed:
         for value in (self.default, *self.categories.values(), *self.items.values()):

@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.streams.settings import Consumed
+
 SCHEMA = 2
 _READ = (1, SCHEMA)  # 1 had no generations: what was in a history then was every item's first content
 _HEADER = struct.Struct("<BIHHHI")  # schema, events ever appended, history, seen, pending decisions, bytes of pending
@@ -51,6 +53,7 @@ class Notes(msgspec.Struct, array_like=True):
     texts: dict[int, bytes] = {}  # history key of a query or comment -> text_vectors.pack
     decisions: dict[bytes, DecisionNotes] = {}
     credits: list[Credit] = []
+    taken: dict[int, int] = {}  # item key -> how often it was consumed, the latest last: where items may come again
 
 
 _encode_notes = msgspec.msgpack.Encoder().encode
@@ -109,7 +112,7 @@ class UserState:
             SCHEMA, self.count, len(self.types), len(self.seen) // 8, self.pending_count, len(self.pending)
         )
         notes = self.notes
-        if notes is not None and not (notes.consumed or notes.texts or notes.decisions or notes.credits):
+        if notes is not None and not (notes.consumed or notes.texts or notes.decisions or notes.credits or notes.taken):
             notes = None
         tail = b"" if notes is None else _encode_notes(notes)
         history = (self.keys, self.types, self.seconds, self.generations)
@@ -140,14 +143,6 @@ class UserState:
             kept = set(self.history_keys().tolist())
             self.notes.texts = {k: v for k, v in self.notes.texts.items() if k in kept}
 
-    def consume(self, key: int, *, second: int, cap: int) -> None:
-        """Notes when the item was last consumed; of more than `cap` items the one noted longest ago is forgotten."""
-        consumed = self.note().consumed
-        consumed.pop(key, None)
-        consumed[key] = second
-        while len(consumed) > cap:
-            consumed.pop(next(iter(consumed)))
-
     def history_keys(self) -> NDArray[np.uint64]:
         return np.frombuffer(self.keys, np.uint64)
 
@@ -157,8 +152,23 @@ class UserState:
 
     def note(self) -> Notes:
         if self.notes is None:
-            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[])
+            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[], taken={})
         return self.notes
+
+    # -- consumed items -----------------------------------------------------------------------------------------------
+
+    def consume(self, key: int, *, second: int, rules: Consumed) -> None:
+        """An item is consumed. Of more than `rules.cap` the one consumed longest ago is forgotten; of counts, which are
+        kept where items may come again, the smallest is, and of equal ones the oldest."""
+        notes, cap = self.note(), rules.cap
+        before = notes.consumed.pop(key, None) is not None
+        notes.consumed[key] = second
+        while len(notes.consumed) > cap:
+            del notes.consumed[next(iter(notes.consumed))]
+        if rules.repeats and cap:
+            notes.taken[key] = notes.taken.pop(key, int(before)) + 1
+            while len(notes.taken) > cap:
+                del notes.taken[min((k for k in notes.taken if k != key), key=notes.taken.__getitem__, default=key)]
 
     # -- open decisions -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from headrace.policy.features import SCALARS
 from headrace.streams.records import Behaviour, Closed, Erased, Opened, Outcome, Transition, Transitions, item_key
 from headrace.streams.rewards import Rewards
 from headrace.streams.settings import Settings
@@ -17,7 +18,7 @@ REWARD_VERSION = Rewards(Settings()).version
 
 
 def make_opened(
-    name: str = "r-1", *, user: str = "u1", k: int = 3, d: int = 64, m: int = 10, c: int = 0, **changes: Any
+    name: str = "r-1", *, user: str = "u1", k: int = 3, d: int = 64, m: int = len(SCALARS), c: int = 0, **changes: Any
 ) -> Opened:
     """A decision whose features depend on its name alone."""
     rng = np.random.default_rng(item_key(name))

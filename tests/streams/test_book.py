@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.policy.features import SCALARS
 from headrace.streams.book import Book, Lessons, Widths
 from headrace.streams.records import Erased, Opened, Transition
 from tests.factories import (
@@ -21,7 +22,7 @@ from tests.factories import (
     make_transitions,
 )
 
-WIDTHS = Widths(state=64, context=0, scalars=10)
+WIDTHS = Widths(state=64, context=0, scalars=len(SCALARS))
 
 
 def read(book: Book, *records: Transition) -> list[tuple[int, float, bool]]:
@@ -211,9 +212,9 @@ def test_an_erased_users_decisions_leave_no_trace_in_memory() -> None:
 
 
 def test_numbers_that_are_none_teach_nothing_and_huge_ones_are_bounded() -> None:
-    widths = Widths(state=64, context=1, scalars=10)
+    widths = Widths(state=64, context=1, scalars=len(SCALARS))
     book = Book(100, widths)
-    bad = np.full((3, 10), 0.5, "<f4")
+    bad = np.full((3, len(SCALARS)), 0.5, "<f4")
     bad[1, 4] = np.nan
     huge = np.array([1e30], "<f4").tobytes()
     book.read(make_transitions(make_opened(c=1, context=huge, scalars=bad.tobytes())), 0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from headrace.policy.features import SCALARS
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.engine import PROGRESS, decode_progress, user_key
 from headrace.streams.errors import Fatal
@@ -88,7 +89,7 @@ def test_open_decisions_a_user_are_capped_and_the_cap_is_counted(make):
 def test_a_decision_is_opened_with_all_that_learning_needs(log, shared):
     (slate,) = log.write(event("click", item="shoes-0"))
     (opened,) = log.of(Opened)
-    d, m = shared.encoder.dim, 10
+    d, m = shared.encoder.dim, len(SCALARS)
     assert opened.recommendation_id == slate["recommendation_id"]
     assert opened.slate == ids(slate)
     assert np.frombuffer(opened.propensities).tolist() == [i["propensity"] for i in slate["items"]]

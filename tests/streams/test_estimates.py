@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.policy import delays, positions
 from headrace.policy.base import Arrays, Meta, Steps
+from headrace.policy.features import SCALARS
 from headrace.policy.linear import LinUCB
 from headrace.policy.snapshot import pack
 from headrace.streams import estimates, learning
@@ -26,7 +27,7 @@ from headrace.streams.versions import make_policy
 from tests.factories import T0, make_closed, make_impression, make_log, make_opened, make_outcome, make_transitions
 
 DIM, HOUR = 8, 3_600_000
-WIDTHS = Widths(state=DIM, context=1, scalars=10)
+WIDTHS = Widths(state=DIM, context=1, scalars=len(SCALARS))
 
 
 class Follower(LinUCB):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from headrace.policy.features import SCALARS
 from headrace.policy.snapshot import pack
 from headrace.streams.records import (
     Item,
@@ -95,7 +96,7 @@ def learn_to_follow_similarity(shared):
 
     policy = shared.policies._make(Settings().policy.name, shared.encoder.dim)
     rng = np.random.default_rng(0)
-    n, d, m = 400, shared.encoder.dim, 10
+    n, d, m = 400, shared.encoder.dim, len(SCALARS)
     states = rng.standard_normal((n, d)).astype(np.float32)
     states /= np.linalg.norm(states, axis=1, keepdims=True)
     mix = rng.random((n, 1)).astype(np.float32)
