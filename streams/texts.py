@@ -27,6 +27,7 @@ _log = logging.getLogger("headrace.texts")
 _LENGTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # a text is padded to the next, in tokens
 _ROWS = (2, 8, 32)  # not 1: onnxruntime reduces a single row another way, so that is for queries alone
 _QUERIES = 4_096  # texts that encode_one remembers
+_UNKNOWN_COUNTS = 0.2  # length of the vector of a text of which nothing is known
 
 
 class TextEncoder:
@@ -53,7 +54,11 @@ class TextEncoder:
         self._queries: OrderedDict[str, F32] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> F32:
-        """Items' texts → unit rows (N, dim), in the order given."""
+        """Items' texts → rows (N, dim), in the order given.
+
+        A row's length is what it may count beside the shop's own vector (vectors.fused): 1, and where words are
+        unknown the share of those that are known, at least 0.2.
+        """
         encodings, fallbacks = self._read(texts, self._text_prefix)
         vectors = np.zeros((len(texts), self.dim), np.float32)
         given = {row: encoding for row, encoding in enumerate(encodings) if encoding is not None}
@@ -64,7 +69,7 @@ class TextEncoder:
             for chunk in _chunks(rows):
                 vectors[chunk] = self._run([given[row] for row in chunk], length)
         for row, (ngrams, share) in fallbacks.items():
-            vectors[row] = _blended(vectors[row], ngrams, share)
+            vectors[row] = _blended(vectors[row], ngrams, share) * np.float32(max(1 - share, _UNKNOWN_COUNTS))
         return vectors
 
     def encode_one(self, text: str) -> F32:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ F32 = NDArray[np.float32]
 _ENGLISH = 0.15  # a vocabulary with fewer tokens beyond ASCII was made for English
 _SAMPLE = 20_000  # tokens by which a vocabulary is judged
 _MOST = 0.5  # share of a word's bytes, or of a text's tokens, that say nothing
+_PAIR, _NUMBER = 0.5, 0.3  # weights beside a single ideograph's 1: by benchmarks/texts.py
 
 
 class Split(NamedTuple):
@@ -88,23 +91,53 @@ class Familiarity:
 
 
 def hashed_ngrams(text: str, dim: int) -> F32:
-    """Unit vector (dim,) of the text's character 1-, 2- and 3-grams, by a seeded sparse random projection.
+    """Unit vector (dim,) of the text's character n-grams, by a seeded sparse random projection. Zero where it has none.
 
-    Each n-gram adds ±1 in 8 of the dimensions, chosen by its hash (Li, Hastie & Church 2006, "Very sparse random
-    projections"). Texts that share n-grams are near each other, others at right angles. Zero where there are none.
+    Each n-gram adds ± its weight in 8 of the dimensions, chosen by its hash (Li, Hastie & Church 2006, "Very sparse
+    random projections"). Texts that share n-grams are near each other, others at right angles.
     """
-    words = "".join(c if c.isalnum() else " " for c in unicodedata.normalize("NFKC", text).lower()).split()
-    grams = [word[i : i + n] for word in words for n in (1, 2, 3) for i in range(len(word) - n + 1)] or list(
-        text.strip()
-    )
     vector = np.zeros(dim, np.float64)
-    for gram in grams:
+    for gram, weight in _ngrams(text):
         digest = np.frombuffer(
             hashlib.blake2b(gram.encode(), digest_size=32, person=b"headrace-ngrams").digest(), "<u4"
         )
-        np.add.at(vector, digest % dim, np.where(digest >> 31, len(gram), -len(gram)))  # longer n-grams say more
+        np.add.at(vector, digest % dim, np.where(digest >> 31, weight, -weight))
     norm = float(np.sqrt(vector @ vector))
     return (vector / norm if norm else vector).astype(np.float32)
+
+
+def _ngrams(text: str) -> list[tuple[str, float]]:
+    """What a text is likened by, with weights; by script, since letters of an alphabet alone say nothing.
+
+    An ideograph or a Hangul syllable is a word or half of one: it counts alone, and less together with the next.
+    Alphabets: three letters, the word's ends marked (Bojanowski et al. 2017, section 3.2). Numbers count little.
+    """
+    grams: list[tuple[str, float]] = []
+    for kind, word in _runs(unicodedata.normalize("NFKC", text).lower()):
+        if kind == "syllables":
+            grams += [(letter, 1.0) for letter in word]
+            grams += [(word[i : i + 2], _PAIR) for i in range(len(word) - 1)]
+        elif kind == "letters":
+            marked = f"<{word}>"
+            grams += [(marked[i : i + 3], 1.0) for i in range(len(marked) - 2)]
+        else:
+            grams.append((word, _NUMBER))
+    return grams or [(letter, 1.0) for letter in text.strip()]
+
+
+def _runs(text: str) -> Iterator[tuple[str, str]]:
+    """Runs of letters of one kind."""
+    for kind, run in groupby(text, _kind):
+        if kind:
+            yield kind, "".join(run)
+
+
+def _kind(letter: str) -> str:
+    if "\u3400" <= letter <= "\ud7a3":
+        return "syllables"
+    if letter.isdecimal():
+        return "digits"
+    return "letters" if letter.isalpha() or unicodedata.category(letter)[0] == "M" else ""  # M: vowel signs and accents
 
 
 def _bytes(text: str, pieces: list[tuple[int, int, bool]]) -> int:

@@ -66,12 +66,14 @@ def unit(vector: F32) -> F32:
 def fused(text: F32 | None, own: F32 | None) -> bytes:
     """float16 bytes of the unit vector (dim,): the normalised mean of both, or the one there is; empty for neither.
 
-    A text vector of zeros (the encoder did not understand it) counts as none.
+    The text's vector counts by its length, at most 1: as much as the encoder understood of it (TextEncoder.encode).
     """
-    given = [vector for vector in (text, own) if vector is not None and vector.any()]
+    given = [] if text is None or not text.any() else [text / max(1.0, float(np.linalg.norm(text)))]
+    if own is not None and own.any():
+        given.append(unit(own))
     if not given:
         return b""
-    return unit(np.sum([unit(vector) for vector in given], axis=0)).astype("<f2").tobytes()
+    return unit(np.sum(given, axis=0)).astype("<f2").tobytes()
 
 
 def content_hash(vector: bytes) -> str:

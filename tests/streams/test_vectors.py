@@ -55,6 +55,13 @@ def test_fusion_is_the_normalised_mean_or_the_one_there_is() -> None:
     assert np.array_equal(of(fused(np.zeros(384, np.float32), b)), b)
 
 
+def test_a_text_counts_by_its_length_beside_a_vector_of_the_shop_s_own() -> None:
+    a, b = np.eye(384, dtype=np.float32)[:2]
+    little, full, more = (of(fused(length * a, 3 * b))[0] for length in (0.2, 1, 5))
+    assert little == pytest.approx(0.2 / 1.04**0.5, abs=1e-3) and full == more == pytest.approx(0.5**0.5, abs=1e-3)
+    assert fused(0.2 * a, None) == fused(a, None)
+
+
 def test_a_vector_is_named_by_its_content() -> None:
     a, b = np.eye(384, dtype=np.float32)[:2]
     assert content_hash(fused(a, None)) == content_hash(fused(a, None)) != content_hash(fused(b, None))
