@@ -8,9 +8,9 @@ from functools import partial
 from confluent_kafka import KafkaException
 
 from headrace.export import artifact, defaults
-from headrace.streams import kafka, start, topics
+from headrace.streams import kafka, start, topics, user_artifact
 from headrace.streams.configuration import effective
-from headrace.streams.errors import HeadraceError
+from headrace.streams.errors import ArtifactMismatch, HeadraceError
 from headrace.streams.settings import Settings
 
 Say = Callable[[str], None]
@@ -66,8 +66,14 @@ def _text(settings: Settings) -> tuple[list[Problem], str]:
 
 
 def _user(settings: Settings) -> tuple[list[Problem], str]:
-    ensure = partial(defaults.ensure_user, text=settings.catalogue.text_model)
-    return _model("encoder.artifact", settings.encoder.artifact, ensure, "user")
+    key, name, text = "encoder.artifact", settings.encoder.artifact, settings.catalogue.text_model
+    found, well = _model(key, name, partial(defaults.ensure_user, text=text), "user")
+    if not found:
+        try:
+            user_artifact.load(defaults.ensure_user(name, text=text), text=artifact.load(defaults.ensure_text(text)))
+        except (ArtifactMismatch, artifact.ArtifactError) as error:
+            return [f"{key} = {name!r}: {error}"], ""
+    return found, well
 
 
 def _policy(settings: Settings) -> tuple[list[Problem], str]:

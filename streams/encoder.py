@@ -23,11 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.export import artifact, item_tower
-from headrace.export.item_tower import ItemTower
+from headrace.export.artifact import Artifact
 from headrace.export.names import GAP_THRESHOLDS
-from headrace.streams.errors import ArtifactMismatch
-from headrace.streams.graph import open_graph
+from headrace.streams import user_artifact
 
 F32 = NDArray[np.float32]
 Lookup = Callable[[NDArray[np.uint64], NDArray[np.uint8]], F32]
@@ -74,30 +72,30 @@ class _Tokens(NamedTuple):
 
 
 class UserEncoder:
-    """Raises ArtifactMismatch if `artifact_dir` is corrupt, of another schema version or no user encoder.
+    """Raises ArtifactMismatch if `artifact_dir` cannot serve, beside the text encoder `text` where one is given.
 
     `cache_bytes` bounds the states kept between calls; at least those of a small call are kept whatever it says.
     For one thread at a time.
     """
 
-    def __init__(self, artifact_dir: Path | str, *, cache_bytes: int, window: int = 50, threads: int = 1) -> None:
-        try:
-            loaded = artifact.load(artifact_dir, "user")
-            sizes = loaded.manifest.options["batches"]
-            assert isinstance(sizes, list)
-            graphs = {size: loaded.file(f"step-{size}.onnx") for size in sorted(sizes)}
-            self.tower = ItemTower.load(loaded.file(item_tower.FILE))
-        except (artifact.ArtifactError, KeyError, ValueError) as error:
-            raise ArtifactMismatch(str(error)) from None
-        dims = loaded.manifest.dims
-        self.version = loaded.version
-        self.dim, self.text_dim = dims["state"], dims["text"]
+    def __init__(
+        self,
+        artifact_dir: Path | str,
+        *,
+        cache_bytes: int,
+        window: int = 50,
+        threads: int = 1,
+        text: Artifact | None = None,
+    ) -> None:
+        loaded = user_artifact.load(artifact_dir, text=text, threads=threads)
+        self.tower, self.version = loaded.tower, loaded.version
+        self.dim, self.text_dim = loaded.dim, loaded.text_dim
         self.window = window
         self.block = max(1, window // 2)
-        self._steps = {size: open_graph(graph, threads=threads) for size, graph in graphs.items()}
-        self._feeds = {size: self._empty_feeds(size, dims["cache"]) for size in graphs}
-        slots = max(_LEAST_SLOTS, cache_bytes // (4 * (dims["cache"] + self.dim)))
-        self._caches = np.zeros((slots, dims["cache"]), np.float32)
+        self._steps = loaded.steps
+        self._feeds = {size: self._empty_feeds(size, loaded.cache) for size in loaded.steps}
+        slots = max(_LEAST_SLOTS, cache_bytes // (4 * (loaded.cache + self.dim)))
+        self._caches = np.zeros((slots, loaded.cache), np.float32)
         self._states = np.zeros((slots, self.dim), np.float32)
         self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
         self._free = list(range(slots - 1, -1, -1))

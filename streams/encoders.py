@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 
 from headrace.export import artifact
 from headrace.export.defaults import ensure_text, ensure_user
-from headrace.streams import kafka, topics
+from headrace.streams import kafka, topics, user_artifact
 from headrace.streams.errors import ArtifactMismatch, HeadraceError
 from headrace.streams.records import Announcement, decode_announcement, encode_announcement
 from headrace.streams.settings import Settings
@@ -115,11 +115,7 @@ def _found(serial: int, user: str, text: str) -> Encoders:
         users = artifact.load(ensure_user(user, text=texts.path), "user")
     except artifact.ArtifactError as error:
         raise ArtifactMismatch(str(error)) from None
-    if users.manifest.text_version != texts.version:
-        raise ArtifactMismatch(
-            f"{users.path} was trained over the text encoder {users.manifest.text_version or 'of no name'}, and {text}"
-            f" is {texts.version}: name the text encoder it was trained over, or train it over this one"
-        )
+    user_artifact.load(users.path, text=texts)
     return Encoders(serial, users.path, texts.path, users.version, texts.version)
 
 
