@@ -80,6 +80,7 @@ def run_train(
             print(fitted, flush=True)
             arguments = {**fitted.arguments, "horizon": kind.horizon}
     made: dict[str, Any] = {"world": world, "episodes": episodes, "seed": seed, "policy": name}
+    made["encoder"] = models.users.version
     besides: dict[str, bytes] = {}
     if episodes:
         env = _environment(settings, arguments)

@@ -59,7 +59,7 @@ class Learning:
         self._rewards, told = Rewards(settings), settings.learner
         # What was told one way is never corrected by what is told another.
         self._told = f"{self._rewards.version} {told.outstanding:d}{told.position_weights:d}"
-        self.space = Space(dim)
+        self.space = Space(dim, version="" if start is None else str(start.made.get("encoder", "")))
         self.policies = [
             PolicyPart(
                 policy,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from headrace.policy.base import Meta, Policy
 from headrace.policy.behaviour import CoOccurrence, Popularity
-from headrace.policy.names import BASELINES, LEARNED
+from headrace.policy.names import BASELINES, LEARNED, TRAINED
 from headrace.policy.snapshot import unpack
 from headrace.streams.context import ContextEncoder
 from headrace.streams.items import ItemStore
@@ -97,8 +97,15 @@ class Policies:
         self._scores = np.zeros(0, np.float32)  # popularity by row
         self._following: dict[int, NDArray[np.int64]] = {}
         start = begin(settings, self._make(settings.policy.name, dim))
-        self._started = "" if start is None else start.policy
-        for part, (arrays, meta) in {} if start is None else start.parts.items():
+        fits = start is not None and (
+            not encoder_version or start.made.get("encoder", encoder_version) == encoder_version
+        )
+        self._started = start.policy if start is not None and fits else ""
+        if start is not None and not fits:
+            log.warning(
+                "the policy in %s was trained with another encoder than serves here and is left out", start.path
+            )
+        for part, (arrays, meta) in {} if start is None else (start.parts if fits else start.behaviour).items():
             self.apply(version_of(part, arrays, meta, version=0, offset=-1, replay_from=0, created_ms=0))
 
     def _make(self, name: str, dim: int) -> Policy:
@@ -141,7 +148,7 @@ class Policies:
         if arm == "policy" and self._stand_in and self._share < 1 and place(user_id) >= self._share:
             name = self._stand_in
         served = self._served[name]
-        if name in LEARNED and not served.version and name != self._started:
+        if name in (*LEARNED, *TRAINED) and not served.version and name != self._started:
             name = "popular"
             served = self._served[name]
         if name in ("popular", "item_to_item"):

@@ -21,7 +21,7 @@ from headrace.streams.learning import Learning
 from headrace.streams.policies import Policies
 from headrace.streams.settings import Settings
 from headrace.streams.versions import arrays_of, make_policy
-from tests.factories import make_behaviour, make_log, make_transitions
+from tests.factories import make_behaviour, make_log, make_opened, make_transitions
 
 DIM = 8
 
@@ -157,3 +157,18 @@ def test_check_tells_what_the_roles_would_begin_from(tmp_path: Path) -> None:
     narrow = start.write(tmp_path / "narrow", make_policy(settings, "linucb", dim=DIM))
     with pytest.raises(SettingsError, match="does not fit these settings and encoder"):
         start.check(make_settings(narrow))
+
+
+def test_a_policy_trained_with_another_encoder_is_left_out(tmp_path: Path) -> None:
+    """Where another encoder serves by now; popularity, which knows no vectors, stays."""
+    folder = start.write(tmp_path / "start", trained(make_settings()), made={"encoder": "sha256:theirs"})
+    items = ItemStore(ItemTower(np.eye(DIM, dtype=np.float32)))
+    for version, serves in (("sha256:theirs", "linucb"), ("", "linucb"), ("sha256:ours", "popular")):
+        policies = Policies(make_settings(folder), items, dim=DIM, encoder_version=version)
+        assert policies.serving("policy", "u1").name == serves
+    learning = Learning(make_settings(folder), dim=DIM)
+    began = learning.policies[0].policy.learned
+    learning.apply(make_transitions(make_opened(d=DIM, c=1, encoder_version="sha256:theirs")), 0)
+    assert learning.policies[0].policy.learned == began > 0
+    learning.apply(make_transitions(make_opened("r-2", d=DIM, c=1, encoder_version="sha256:ours", encoder_serial=1)), 1)
+    assert learning.policies[0].policy.learned == 0
