@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,11 +148,20 @@ class TextTower(torch.nn.Module):
         return vectors
 
 
-def export(tower: TextTower, folder: Path | str, *, int8: bool = False, titles: Sequence[str] = ()) -> Manifest:
+def export(
+    tower: TextTower,
+    folder: Path | str,
+    *,
+    int8: bool = False,
+    titles: Sequence[str] = (),
+    trained_on: str = "",
+    metrics: Mapping[str, float] | None = None,
+) -> Manifest:
     """Writes the artifact into `folder`, whole or not at all; an older artifact there is replaced.
 
     `int8` keeps the matrix products in 8 bits. What that costs is measured over `titles`, or over some made here, and
     stands in the manifest: `int8_neighbours_kept`, `int8_cosine` (the smallest), `int8_cosine_mean`, `int8_titles`.
+    `trained_on` and `metrics` (of a tuned model) go to the manifest.
     Raises ParityError if graph and torch differ by more than PARITY, ArtifactError if other files lie in `folder`.
     """
     example = tower.tokens(["a red shoe", "a longer title of a trail running shoe"])
@@ -174,7 +183,7 @@ def export(tower: TextTower, folder: Path | str, *, int8: bool = False, titles: 
         parity = {
             "onnx_vs_torch": check_parity("text encoder", reference, run_graph(graph, arrays)[0], tolerance=PARITY)
         }
-        metrics = _quantised(tower, graph, titles).metrics() if int8 else {}
+        measured = {**(metrics or {}), **(_quantised(tower, graph, titles).metrics() if int8 else {})}
         tower.tokenizer.backend_tokenizer.save(str(scratch / "tokenizer.json"))
         manifest = Manifest(
             kind="text",
@@ -193,7 +202,8 @@ def export(tower: TextTower, folder: Path | str, *, int8: bool = False, titles: 
             },
             files=file_digests(scratch),
             parity=parity,
-            metrics=metrics,
+            metrics=measured,
+            trained_on=trained_on,
             created_by=f"headrace {version('headrace')}, torch {torch.__version__}",
         )
         write_manifest(scratch, manifest)
