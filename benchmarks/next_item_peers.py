@@ -76,7 +76,7 @@ def ease(data: Histories, users: I64) -> tuple[Score, Choice]:
 
 
 def _strengths(data: Histories) -> Iterator[float]:
-    yield from (25, 50, 100, 200, 400, 800) if data.n_items < 8_000 else (50, 200, 800)  # an inverse is n³
+    yield from (25, 50, 100, 200, 400, 800) if data.n_items < 8_000 else (5, 15, 50, 200)  # an inverse is n³
 
 
 def _ease(data: Histories, strength: float) -> Score:
