@@ -40,7 +40,7 @@ class ItemIndex:
         self._size = 0
         self._dense: _Dense | None = _Dense(dim)
         # Levels are drawn from a seeded generator, and one thread adds: the same calls make the same graph.
-        self._graph: Any = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=_WIDTH)
+        self._graph: Any = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=64)
         self._owed: dict[int, None] = {}  # rows that are not in the graph yet
         self._asked = 0
         self._recall: float | None = None
