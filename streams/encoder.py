@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from headrace.export.artifact import Artifact
@@ -28,9 +28,10 @@ from headrace.export.names import GAP_THRESHOLDS
 from headrace.streams import user_artifact
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 Lookup = Callable[[NDArray[np.uint64], NDArray[np.uint8]], F32]
 
-_LEAST_SLOTS = 256
+_LEAST_ROWS = 256
 _MOST_CHANGED = 100_000  # keys remembered as changed: beyond, everything is rebuilt
 _GAPS = np.array(GAP_THRESHOLDS, np.int64)
 
@@ -46,29 +47,16 @@ class History(NamedTuple):
     generations: NDArray[np.uint8]  # (L,) which of a key's contents `lookup` is asked for
 
 
-@dataclass(slots=True)
-class _Window:
-    """A stretch of a user's events: stepped up to and without event number `done`, its state in row `slot`."""
+class _Work(NamedTuple):
+    """Windows to be stepped, the longest way first, and the events that they lack; w windows, n events."""
 
-    start: int
-    done: int
-    slot: int
-
-
-@dataclass(slots=True)
-class _User:
-    windows: list[_Window] = field(default_factory=list)  # the current one, then the next
-    last: tuple[int, int] = (0, 0)  # key and second of the event stepped last
-    current: int = 0  # the count of changes (`changed`) up to which this is known to hold
-
-
-class _Tokens(NamedTuple):
-    """n events, and for each window at hand which of them comes first."""
-
+    rows: I64  # (w,) in the cache
+    lengths: I64  # (w,) events to step, ≥ 1
+    begins: I64  # (w,) which event comes first
+    fresh: NDArray[np.bool_]  # (w,) nothing comes before: begun with this
     vectors: F32  # (n, dim)
-    types: NDArray[np.int64]  # (n,)
-    gaps: NDArray[np.int64]  # (n,) buckets
-    begins: NDArray[np.int64]  # (windows,)
+    types: I64  # (n,)
+    gaps: I64  # (n,) buckets
 
 
 class UserEncoder:
@@ -92,25 +80,24 @@ class UserEncoder:
         self.dim, self.text_dim = loaded.dim, loaded.text_dim
         self.window = window
         self.block = max(1, window // 2)
-        self._steps = loaded.steps
-        self._feeds = {size: self._empty_feeds(size, loaded.cache) for size in loaded.steps}
-        slots = max(_LEAST_SLOTS, cache_bytes // (4 * (loaded.cache + self.dim)))
-        self._caches = np.zeros((slots, loaded.cache), np.float32)
-        self._states = np.zeros((slots, self.dim), np.float32)
-        self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
-        self._free = list(range(slots - 1, -1, -1))
+        self._steps = {n: _Step(graph, n, dim=self.dim, cache=loaded.cache) for n, graph in loaded.steps.items()}
+        rows = max(_LEAST_ROWS, cache_bytes // (4 * (loaded.cache + self.dim)))
+        self._caches = np.zeros((rows, loaded.cache), np.float32)
+        self._states = np.zeros((rows, self.dim), np.float32)
+        self._free_rows = list(range(rows - 1, -1, -1))
+        self._users: OrderedDict[str, int] = OrderedDict()  # → slot; least recently used first
+        self._free = list(range(rows - 1, -1, -1))
+        # By slot. A user's window number w begins with event w · block and lies in the row of the parity of w.
+        self._rows = np.full((rows, 2), -1, np.int64)
+        self._windows = np.full((rows, 2), -1, np.int64)  # the numbers of the windows that lie there
+        self._counts = np.zeros(rows, np.int64)  # events up to which they are stepped
+        self._last_keys = np.zeros(rows, np.uint64)  # of the event stepped last
+        self._last_seconds = np.zeros(rows, np.uint32)
+        self._current = np.zeros(rows, np.int64)  # the count of changes (`changed`) up to which that holds
         self._changed: dict[int, int] = {}  # key → count of changes when `lookup` last changed its answer
         self._changes = 0
         self.hits = 0  # users encoded from where the cache had left them
         self.rebuilt = 0  # users encoded from their whole window
-
-    def _empty_feeds(self, size: int, cache: int) -> dict[str, NDArray[Any]]:
-        return {
-            "cache": np.zeros((size, cache), np.float32),
-            "vectors": np.zeros((size, self.dim), np.float32),
-            "types": np.zeros(size, np.int64),
-            "gaps": np.zeros(size, np.int64),
-        }
 
     @property
     def cached_users(self) -> int:
@@ -128,15 +115,20 @@ class UserEncoder:
         same for ever, or `changed` must be called.
         """
         states = np.zeros((len(histories), self.dim), np.float32)
-        begin, end, met = 0, 0, set[str]()
-        for end, history in enumerate(histories):
-            # Two windows a user must fit into the cache at once; a user who comes twice is encoded twice, in order.
-            if 2 * (end - begin) + 2 > len(self._states) or history.user in met:
-                self._encode(histories[begin:end], lookup, states[begin:end])
-                begin, met = end, set()
-            met.add(history.user)
-        self._encode(histories[begin:], lookup, states[begin:])
+        part: dict[str, int] = {}  # users, with their place; one who comes twice is encoded twice, in order
+        for place, history in enumerate(histories):
+            if history.user in part or 2 * len(part) + 2 > len(self._states):  # two windows a user must fit in
+                self._encode_part(part, histories, lookup, states)
+                part = {}
+            if history.count:
+                part[history.user] = place
+        self._encode_part(part, histories, lookup, states)
         return states
+
+    def _encode_part(self, part: dict[str, int], histories: Sequence[History], lookup: Lookup, states: F32) -> None:
+        if part:
+            places = list(part.values())
+            states[places] = self._encode([histories[place] for place in places], lookup)
 
     def changed(self, keys: Collection[int]) -> None:
         """`lookup` says something else of these keys from now on: users with one of them in their history are rebuilt,
@@ -156,134 +148,166 @@ class UserEncoder:
 
     def evict(self, user: str) -> None:
         """Forgets a user's cache: needed when his history was changed and not only appended to."""
-        known = self._users.pop(user, None)
-        if known is not None:
-            self._free.extend(window.slot for window in known.windows)
+        slot = self._users.pop(user, None)
+        if slot is not None:
+            self._free.append(slot)
+            self._free_rows.extend(row for row in self._rows[slot].tolist() if row >= 0)
+            self._rows[slot] = self._windows[slot] = -1
+            self._counts[slot] = 0
 
-    def _encode(self, histories: Sequence[History], lookup: Lookup, states: F32) -> None:
-        # 1. Which windows must be stepped, and over which events.
-        for history in histories:
-            if history.user in self._users:
-                self._users.move_to_end(history.user)
-        current = np.full(len(histories), -1, np.int64)
-        work: list[tuple[_Window, History, int]] = []  # the last: where the user's new events begin
-        for row, history in enumerate(histories):
-            if history.count == 0:
-                continue
-            user = self._aligned(history)
-            window = user.windows[0]
-            current[row] = window.slot
-            known = window.done > window.start
-            self.hits, self.rebuilt = self.hits + known, self.rebuilt + (not known)
-            stale = [window for window in user.windows if window.done < history.count]
-            begin = min((window.done for window in stale), default=history.count)
-            work.extend((window, history, begin) for window in stale)
-        # 2. Step them, the longest way first, so that the windows still to be stepped are always the first ones.
-        if work:
-            work.sort(key=lambda job: job[0].done - job[1].count)
-            self._step(work, self._tokens(work, lookup))
-            for window, history, _ in work:
-                window.done = history.count
-        # 3. The states of the current windows.
-        has_events = current >= 0
-        states[has_events] = self._states[current[has_events]]
+    def _encode(self, histories: Sequence[History], lookup: Lookup) -> F32:
+        """States (B, dim) of different users with at least one event each, who fit into the cache together."""
+        all_ = _Columns.of(histories)
+        if short := np.flatnonzero(all_.counts - all_.lengths > np.maximum(all_.counts - self.window, 0)).tolist():
+            count, held = all_.counts[short[0]], all_.lengths[short[0]]
+            raise ValueError(f"a history of {count} events must hold the last {self.window}, not {held}")
+        slots = self._slots([history.user for history in histories])
+        known = self._known(slots, all_, histories)
+        # Windows wanted: the one that holds the whole of what is encoded, and, where it has begun, the next.
+        first = -(-np.maximum(all_.counts - self.window, 0) // self.block)
+        begun = np.flatnonzero((first + 1) * self.block < all_.counts)
+        who = np.concatenate([np.arange(len(slots)), begun])
+        windows = np.concatenate([first, first[begun] + 1])
+        at = (slots[who], windows & 1)
+        for place in np.flatnonzero(self._rows[at] < 0).tolist():
+            self._rows[at[0][place], at[1][place]] = self._free_row()
+        there = (known[who] > 0) & (self._windows[at] == windows)
+        done = np.where(there, known[who], windows * self.block)
+        hits = int(there[: len(slots)].sum())
+        self.hits, self.rebuilt = self.hits + hits, self.rebuilt + len(slots) - hits
+        lengths = all_.counts[who] - done
+        if lengths.any():
+            work = self._work(all_, who, self._rows[at], lengths, ~there, lookup)
+            self._counts[slots] = 0  # until all of it is done nothing of it holds
+            self._step(work)
+        self._windows[at] = windows
+        self._counts[slots] = all_.counts
+        self._last_keys[slots], self._last_seconds[slots] = all_.keys[all_.ends - 1], all_.seconds[all_.ends - 1]
+        self._current[slots] = self._changes
+        states: F32 = self._states[self._rows[slots, first & 1]]
+        return states
 
-    def _aligned(self, history: History) -> _User:
-        """The user with his current window and, where it has begun, his next; both as far as the cache has them."""
-        user = self._users.get(history.user)
-        first = history.count - len(history.keys)
-        if first > max(0, history.count - self.window):
-            raise ValueError(
-                f"a history of {history.count} events must hold the last {self.window}, not {len(history.keys)}"
-            )
-        if user is not None and not (_continues(user, history, first) and self._holds(user, history)):
-            self.evict(history.user)
-            user = None
-        if user is None:
-            user = self._users[history.user] = _User(current=self._changes)
-        start = -(-max(0, history.count - self.window) // self.block) * self.block
-        wanted = [begin for begin in (start, start + self.block) if begin < history.count]
-        if [window.start for window in user.windows] != wanted:
-            kept = {window.start: window for window in user.windows}
-            self._free.extend(window.slot for window in user.windows if window.start not in wanted)
-            user.windows = [kept.get(begin) or self._opened(begin) for begin in wanted]
-        user.last = int(history.keys[-1]), int(history.seconds[-1])
-        return user
+    def _slots(self, users: list[str]) -> I64:
+        for user in users:
+            if user in self._users:
+                self._users.move_to_end(user)
+        for user in users:
+            if user not in self._users:
+                while not self._free:
+                    self.evict(next(iter(self._users)))
+                self._users[user] = self._free.pop()
+        return np.array([self._users[user] for user in users], np.int64)
 
-    def _holds(self, user: _User, history: History) -> bool:
-        """Whether nothing of the history has changed since it was stepped."""
-        since, user.current = user.current, self._changes
-        return since == self._changes or all(self._changed.get(key, 0) <= since for key in history.keys.tolist())
-
-    def _opened(self, start: int) -> _Window:
-        while not self._free:
+    def _free_row(self) -> int:
+        while not self._free_rows:
             self.evict(next(iter(self._users)))
-        slot = self._free.pop()
-        self._caches[slot] = 0
-        return _Window(start, start, slot)
+        return self._free_rows.pop()
 
-    def _tokens(self, work: list[tuple[_Window, History, int]], lookup: Lookup) -> _Tokens:
-        """The new events of all users, one user after the other."""
-        begins: dict[str, int] = {}  # user → his first new event's place among all
-        keys, generations, types, seconds, before = [], [], [], [], []
-        total = 0
-        for _, history, begin in work:
-            if history.user not in begins:
-                place = begin - (history.count - len(history.keys))
-                begins[history.user] = total
-                total += history.count - begin
-                keys.append(history.keys[place:])
-                generations.append(history.generations[place:])
-                types.append(history.types[place:])
-                seconds.append(history.seconds[place:])
-                before.append(history.seconds[max(0, place - 1)])
-        at = np.concatenate(seconds).astype(np.int64)
-        previous = np.concatenate([at[:1], at[:-1]])
-        previous[list(begins.values())] = before
-        buckets = np.searchsorted(_GAPS, at - previous, side="right")  # events out of order: no gap
-        return _Tokens(
-            vectors=lookup(np.concatenate(keys), np.concatenate(generations)),
-            types=np.concatenate(types).astype(np.int64),
-            gaps=buckets,
-            begins=np.array([begins[history.user] + window.done - begin for window, history, begin in work], np.int64),
+    def _known(self, slots: I64, all_: _Columns, histories: Sequence[History]) -> I64:
+        """Up to which event (B,) the cache holds for each history; 0 where it is another than the cached one, shorter,
+        or of items that have changed."""
+        known = self._counts[slots]
+        place = known - 1 - (all_.counts - all_.lengths)  # of the event stepped last, which must still be there
+        seen = all_.ends - all_.lengths + np.clip(place, 0, all_.lengths - 1)
+        same = (all_.keys[seen] == self._last_keys[slots]) & (all_.seconds[seen] == self._last_seconds[slots])
+        known = np.where((known <= all_.counts) & (same | (place < 0)), known, 0)
+        since = self._current[slots]
+        for user in np.flatnonzero((known > 0) & (since != self._changes)).tolist():
+            if any(self._changed.get(key, 0) > since[user] for key in histories[user].keys.tolist()):
+                known[user] = 0
+        return known
+
+    def _work(
+        self, all_: _Columns, who: I64, rows: I64, lengths: I64, fresh: NDArray[np.bool_], lookup: Lookup
+    ) -> _Work:
+        """`who` (w,): whose window it is. Events that two windows of a user lack are looked up once."""
+        lacking = np.zeros(len(all_.counts), np.int64)
+        np.maximum.at(lacking, who, lengths)
+        offsets = np.cumsum(lacking) - lacking
+        users = np.repeat(np.arange(len(lacking)), lacking)
+        events = (all_.ends - lacking - offsets)[users] + np.arange(len(users))
+        at = all_.seconds[events].astype(np.int64)
+        before = all_.seconds[np.maximum(events - 1, (all_.ends - all_.lengths)[users])]
+        order = np.argsort(-lengths, kind="stable")
+        order = order[: int((lengths > 0).sum())]
+        return _Work(
+            rows=rows[order],
+            lengths=lengths[order],
+            begins=(offsets + lacking)[who[order]] - lengths[order],
+            fresh=fresh[order],
+            vectors=lookup(all_.keys[events], all_.generations[events]),
+            types=all_.types[events].astype(np.int64),
+            gaps=np.searchsorted(_GAPS, at - before, side="right"),  # events out of order: no gap
         )
 
-    def _step(self, work: list[tuple[_Window, History, int]], tokens: _Tokens) -> None:
-        slots = np.array([window.slot for window, _, _ in work], np.int64)
-        lengths = np.array([history.count - window.done for window, history, _ in work], np.int64)
-        fresh = np.array([window.done == window.start for window, _, _ in work], np.bool_)
+    def _step(self, work: _Work) -> None:
+        self._caches[work.rows[work.fresh]] = 0
         smallest, largest = min(self._steps), max(self._steps)
-        for step in range(int(lengths[0])):
-            active = int(np.searchsorted(-lengths, -step, side="left"))  # the windows with more than `step` events
+        for step in range(int(work.lengths[0])):
+            active = int(np.searchsorted(-work.lengths, -step, side="left"))  # windows with more than `step` events
             begin = 0
             while begin < active:
                 size = largest if active - begin > largest // 2 else smallest
-                rows = slice(begin, min(begin + size, active))
-                event = tokens.begins[rows] + step
-                gaps = tokens.gaps[event]
+                some = slice(begin, min(begin + size, active))
+                event = work.begins[some] + step
+                gaps = work.gaps[event]
                 if step == 0:
-                    gaps[fresh[rows]] = 0  # nothing comes before a window
-                self._step_rows(size, slots[rows], event, tokens, gaps)
+                    gaps[work.fresh[some]] = 0  # nothing comes before a window
+                self._step_rows(size, work.rows[some], event, work, gaps)
                 begin += size
 
-    def _step_rows(
-        self, size: int, slots: NDArray[np.int64], event: NDArray[np.int64], tokens: _Tokens, gaps: NDArray[np.int64]
-    ) -> None:
+    def _step_rows(self, size: int, rows: I64, event: I64, work: _Work, gaps: I64) -> None:
         """One event for up to `size` windows. What the rows beyond hold does not matter: no row depends on another."""
-        n = len(slots)
-        feeds = self._feeds[size]
-        np.take(self._caches, slots, axis=0, out=feeds["cache"][:n], mode="clip")  # "clip" writes in place
-        np.take(tokens.vectors, event, axis=0, out=feeds["vectors"][:n], mode="clip")
-        feeds["types"][:n] = tokens.types[event]
-        feeds["gaps"][:n] = gaps
-        caches, states = self._steps[size].run(None, feeds)
-        self._caches[slots] = caches[:n]
-        self._states[slots] = states[:n]
+        n, step = len(rows), self._steps[size]
+        np.take(self._caches, rows, axis=0, out=step.cache[:n], mode="clip")  # "clip" writes in place
+        np.take(work.vectors, event, axis=0, out=step.vectors[:n], mode="clip")
+        step.types[:n] = work.types[event]
+        step.gaps[:n] = gaps
+        step.run()
+        self._caches[rows] = step.new_cache[:n]
+        self._states[rows] = step.state[:n]
 
 
-def _continues(user: _User, history: History, first: int) -> bool:
-    """Whether the history is the cached one, perhaps with more appended: the event stepped last is where it was."""
-    place = user.windows[0].done - 1 - first
-    if not 0 <= place < len(history.keys):
-        return history.count >= user.windows[0].done  # all that was stepped has left the history: nothing is reused
-    return (int(history.keys[place]), int(history.seconds[place])) == user.last
+class _Step:
+    """A step graph with its inputs and outputs in place: nothing is allocated a call."""
+
+    def __init__(self, graph: onnxruntime.InferenceSession, size: int, *, dim: int, cache: int) -> None:
+        self.cache, self.new_cache = np.zeros((2, size, cache), np.float32)
+        self.vectors, self.state = np.zeros((2, size, dim), np.float32)
+        self.types, self.gaps = np.zeros((2, size), np.int64)
+        self._graph = graph
+        self._binding = graph.io_binding()
+        for name in ("cache", "vectors", "types", "gaps"):
+            array = getattr(self, name)
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name in ("new_cache", "state"):
+            array = getattr(self, name)
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        self._graph.run_with_iobinding(self._binding)
+
+
+class _Columns(NamedTuple):
+    """Histories one after the other; B users, N events."""
+
+    keys: NDArray[np.uint64]  # (N,)
+    types: NDArray[np.uint8]  # (N,)
+    seconds: NDArray[np.uint32]  # (N,)
+    generations: NDArray[np.uint8]  # (N,)
+    counts: I64  # (B,) events ever appended
+    lengths: I64  # (B,) events held
+    ends: I64  # (B,) past the user's last event
+
+    @classmethod
+    def of(cls, histories: Sequence[History]) -> _Columns:
+        lengths = np.array([len(history.keys) for history in histories], np.int64)
+        return cls(
+            np.concatenate([history.keys for history in histories]),
+            np.concatenate([history.types for history in histories]),
+            np.concatenate([history.seconds for history in histories]),
+            np.concatenate([history.generations for history in histories]),
+            np.array([history.count for history in histories], np.int64),
+            lengths,
+            np.cumsum(lengths),
+        )
