@@ -24,7 +24,7 @@ from headrace.streams.unfamiliar import Familiarity, hashed_ngrams
 F32 = NDArray[np.float32]
 _log = logging.getLogger("headrace.texts")
 
-_LENGTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # a text is padded to the next, in tokens
+_LENGTHS = (4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # padded to the next, in tokens
 _ROWS = (2, 8, 32)  # not 1: onnxruntime reduces a single row another way, so that is for queries alone
 _QUERIES = 4_096  # texts that encode_one remembers
 _UNKNOWN_COUNTS = 0.2  # length of the vector of a text of which nothing is known
