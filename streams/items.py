@@ -280,6 +280,11 @@ class ItemStore:
             self.near_at[stale] = indexed
         return self.near[rows]
 
+    def asked_for(self) -> NDArray[np.uint64]:
+        """Keys of the items whose neighbours somebody has asked for."""
+        found: NDArray[np.uint64] = self.keys[: self._size][self.near_at[: self._size] >= 0]
+        return found
+
     def nearest(self, key: int, vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Rows nearest to a query's vector (d,), best first; cached by the query's key."""
         found = self._texts.get(key)

@@ -96,7 +96,7 @@ class Serving:
             self._tell()
             return
         log.info("encoder %s (%s) is announced by %s and made ready", serial, said.user_version, said.who)
-        self._next = Swap(self._settings, serial, said, texts=now.text_version)
+        self._next = Swap(self._settings, serial, said, serving=self._models)
 
     def _change_over(self) -> bool:
         coming = self._next
@@ -143,6 +143,7 @@ class Serving:
         available = len(items.pool())
         self._metrics.items.labels("available").set(available)
         self._metrics.items.labels("unavailable").set(len(items) - available)
+        self._metrics.index_recall.set(items.index.recall)
         before, self._cache_counts = self._cache_counts, (encoder.hits, encoder.rebuilt)
         for outcome, was, now in zip(("hit", "rebuilt"), before, self._cache_counts, strict=True):
             self._metrics.encoder_cache.labels(outcome).inc(now - was)

@@ -7,6 +7,7 @@ histories as their users come.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Any
@@ -18,21 +19,23 @@ from headrace.streams.models import Models
 from headrace.streams.records import Announcement
 from headrace.streams.settings import Settings
 
-_AT_ONCE = 500  # records between two breaths: the thread that serves shares the interpreter with this one
-_BREATH_S = 0.001
+_AT_ONCE = 64  # records between two rests: the thread that serves shares the interpreter with this one
+_REST = 1.0  # seconds of rest a second of work
+_SWITCH_S = 0.0005  # how long a thread may keep the interpreter from another meanwhile; usually ten times as long
 _PAUSE_S = 0.02
 
 
 class Swap:
     """Begins at once. Every method is called by one other thread."""
 
-    def __init__(self, settings: Settings, serial: int, said: Announcement, *, texts: str) -> None:
-        """`texts`: the version of the text encoder that serves now. Another one is ready when all items are encoded."""
+    def __init__(self, settings: Settings, serial: int, said: Announcement, *, serving: Models) -> None:
+        """Beside the set that is `serving`. Another text encoder than its own is ready when all items are encoded."""
         self.serial = serial
         self.failure: BaseException | None = None
         self.later: list[tuple[int, Announcement]] = []  # announced since
         self._settings, self._said = settings, said
-        self._same_texts = said.text_version == texts
+        self._same_texts = said.text_version == serving.encoders.text_version
+        self._serving = serving
         self._found: Encoders | None = None
         self._models: Models | None = None
         self._broadcast: Broadcast | None = None
@@ -64,10 +67,14 @@ class Swap:
             self._broadcast.close()
 
     def _run(self) -> None:
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
         try:
             self._prepare()
         except BaseException as error:
             self.failure = error
+        finally:
+            sys.setswitchinterval(usual)
 
     def _prepare(self) -> None:
         self._found = encoders.resolve(self.serial, self._said)
@@ -79,11 +86,23 @@ class Swap:
             self._broadcast.check()
             self._apply(self._broadcast.take())
             if caught_up and (self._same_texts or self._models.complete):
+                self._warm()
                 self._ready.set()
             self._end.wait(_PAUSE_S)
 
+    def _warm(self) -> None:
+        """Looks up the neighbours that were asked of the serving set: the first decisions would do it all at once."""
+        assert self._models is not None
+        items, keys = self._models.items, [] if self._ready.is_set() else self._serving.items.asked_for().tolist()
+        for start in range(0, len(keys), _AT_ONCE):
+            began_s = time.monotonic()
+            items.neighbours(items.rows_of(keys[start : start + _AT_ONCE]))
+            if self._end.wait(_REST * (time.monotonic() - began_s)):
+                return
+
     def _apply(self, arrived: list[tuple[str, Any]]) -> None:
         assert self._models is not None
+        began_s = time.monotonic()
         for n, (topic, record) in enumerate(arrived, 1):
             if topic == TOPIC:
                 if record[0] > self.serial:
@@ -92,5 +111,6 @@ class Swap:
                 self._models.apply(topic, record)
             if n % _AT_ONCE == 0 and not self._end.is_set():
                 self._models.items.settle()
-                time.sleep(_BREATH_S)
+                self._end.wait(_REST * (time.monotonic() - began_s))
+                began_s = time.monotonic()
         self._models.items.settle()
