@@ -11,15 +11,18 @@ from headrace.export import projection
 from headrace.export.item_tower import ItemTower
 from headrace.export.log import Log
 from headrace.export.names import PRICE_BUCKETS, category_keys, price_bucket
+from headrace.export.spectral import item_factors
 from headrace.export.user_model import unit
+
+F32 = NDArray[np.float32]
 
 
 class ItemModel(nn.Module):
     """vector = unit(P·x + id + Σ category parts + price bucket).
 
-    P begins at the principal components of the items' words (projection.py), the embeddings near zero: at first an item
-    is its text, and its id learns what the text does not say. In training an item loses its id with probability
-    `id_dropout`: so P learns to stand alone, which is how an item that came later works.
+    An item with words begins as its words: P at their principal components (projection.py), its id near zero. One
+    without begins as what users' behaviour makes of it (spectral.py). In training an item with words loses its id with
+    probability `id_dropout`: so P learns to stand alone, which is how an item that came later works.
     """
 
     categories: Tensor  # (C,) rows of category parts, item after item
@@ -40,9 +43,10 @@ class ItemModel(nn.Module):
         )
         self.register_buffer("speaks", torch.from_numpy(speaks), persistent=False)
         self.projection = nn.Parameter(torch.from_numpy(_first_projection(log.texts[speaks], dim)))
-        spread = torch.where(torch.from_numpy(speaks), _SMALL, 1.0)[:, None] * dim**-0.5
         self.has_ids = ids
-        self.ids = nn.Parameter(torch.randn(n if ids else 0, dim) * (spread if ids else 1))
+        taken = torch.from_numpy(item_factors(log, dim)) if not speaks.all() else torch.zeros(n, dim)
+        begin = taken.masked_fill(torch.from_numpy(speaks)[:, None], 0.0) + torch.randn(n, dim) * _SMALL * dim**-0.5
+        self.ids = nn.Parameter(begin[: n if ids else 0])
         keys, rows, counts = _category_rows(log)
         self.category_keys = keys
         self.register_buffer("categories", torch.from_numpy(rows), persistent=False)
@@ -97,16 +101,16 @@ class ItemModel(nn.Module):
         )
 
 
-_SMALL = 0.1  # of an embedding beside a text, whose projection has a length of some 0.5 to 1
+_SMALL = 0.1  # of what is random in an embedding at first
 
 
-def _first_projection(texts: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    """Principal components where there are texts enough, else random rows at right angles."""
-    if len(texts) > dim and texts.shape[1] >= dim:
+def _first_projection(texts: F32, dim: int) -> F32:
+    """(dim, T): principal components where there are texts enough, else random rows at right angles."""
+    if len(texts) > dim <= texts.shape[1]:
         return projection.fit(texts, dim)
     rows = np.random.default_rng(0).standard_normal((max(dim, texts.shape[1]), texts.shape[1]))
     square, _ = np.linalg.qr(rows) if texts.shape[1] else (rows, None)
-    return np.ascontiguousarray(square[:dim] if len(square) >= dim else square, np.float32)
+    return np.ascontiguousarray(square[:dim], np.float32)
 
 
 def _category_rows(log: Log) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:

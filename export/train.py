@@ -38,10 +38,10 @@ from headrace.export.windows import WINDOW, Tokens, batches, gap_buckets, tokens
 class Recipe:
     """How to train. The defaults were chosen on validation parts of two public logs (docs/encoder.md)."""
 
-    epochs: int = 20  # at most
+    epochs: int | None = None  # at most; None: what takes 1,200 batches, but 5 to 20
     patience: int = 3  # epochs without a better validation figure before it ends
     batch_events: int = 2_048
-    learning_rate: float = 2e-3  # cosine, after a short rise
+    learning_rate: float = 1e-3  # cosine, after a short rise
     weight_decay: float = 0.01  # of the user model
     item_weight_decay: float = 0.1  # of projection and embeddings
     dropout: float = 0.3  # in the user model
@@ -51,7 +51,7 @@ class Recipe:
     temperature: float = 0.07  # at first; it is learned
     negatives: int = 1_024  # drawn a batch, where the catalogue is larger than full_softmax
     negative_power: float = 0.5
-    full_softmax: int = 5_000
+    full_softmax: int = 3_000
     window: int = WINDOW
     validation: Literal["last item", "time"] = "last item"
     validation_users: int = 10_000  # at most, drawn once
@@ -83,6 +83,7 @@ def train(
     *,
     recipe: Recipe | None = None,
     config: UserConfig | None = None,
+    make: Callable[[UserConfig], UserModel] = UserModel,
     seed: int = 17,
     device: str = "auto",
     checkpoint_dir: Path | None = None,
@@ -90,9 +91,8 @@ def train(
 ) -> Trained:
     """Trains on all of `log` but its validation part.
 
-    `config`: the user model's sizes. `device`: "cpu", "cuda", or "auto" for a GPU where there is one. With
-    `checkpoint_dir` each epoch is kept there, and a run of the same log, recipe and seed goes on from it.
-    Raises ValueError, one line, where the log holds too little to learn from.
+    `config`: the user model's sizes; `make` builds it. `device`: "cpu", "cuda", or "auto" for a GPU where there is one.
+    With `checkpoint_dir` each epoch is kept there, and a run of the same log, recipe and seed goes on from it. Raises ValueError, one line, where the log holds too little to learn from.
     """
     recipe = recipe or Recipe()
     config = config or UserConfig()
@@ -102,15 +102,15 @@ def train(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     course = _Course(log, recipe, random)
-    items = ItemModel(log, dim=config.dim, id_dropout=recipe.id_dropout, ids=recipe.ids)
-    net = _Net(UserModel(config), items, recipe).to(device)
+    items = ItemModel(course.log, dim=config.dim, id_dropout=recipe.id_dropout, ids=recipe.ids)
+    net = _Net(make(config), items, recipe).to(device)
     standing = Standing(run=_name(log, recipe, config, seed))
     run = checkpoint.Run(net=net, optimiser=_optimiser(net, recipe), random=random, standing=standing)
     if checkpoint_dir is not None:
         checkpoint.restore(run, checkpoint_dir)
-    clock = _Clock(run.standing.epoch * course.steps, recipe.epochs * course.steps)
-    while run.standing.epoch < recipe.epochs and run.standing.epoch - run.standing.best_epoch < recipe.patience:
-        loss = _epoch(run, course, lambda loss: progress(clock.tick(run.standing, recipe.epochs, loss)))
+    clock = _Clock(run.standing.epoch * course.steps, course.epochs * course.steps)
+    while run.standing.epoch < course.epochs and run.standing.epoch - run.standing.best_epoch < recipe.patience:
+        loss = _epoch(run, course, lambda loss: progress(clock.tick(run.standing, course.epochs, loss)))
         figures = course.validate(net)
         run.standing.end_epoch(loss, figures)
         if run.standing.best_epoch == run.standing.epoch:
@@ -173,6 +173,7 @@ class _Course:
         self.met[self.log.items[self.log.items >= 0]] = True
         self.repeats = _share_of_repeats(self.log) > _MANY if recipe.repeats is None else recipe.repeats
         self.steps = len(list(batches(self.windows, recipe.batch_events, np.random.default_rng(0))))  # about
+        self.epochs = recipe.epochs or min(20, max(5, round(_BATCHES / self.steps)))
 
     def validate(self, net: _Net) -> dict[str, float]:
         net.eval()
@@ -189,7 +190,7 @@ def _epoch(run: checkpoint.Run, course: _Course, tell: Callable[[float], None]) 
     recipe, losses = course.recipe, []
     net.train()
     for number, chosen in enumerate(batches(course.windows, recipe.batch_events, run.random)):
-        set_rates(run.optimiser, recipe, run.standing.epoch + number / course.steps)
+        _set_rates(run.optimiser, course, run.standing.epoch + number / course.steps)
         loss = _loss(net, course, chosen, run.random)
         run.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -235,6 +236,7 @@ def _loss(net: _Net, course: _Course, chosen: NDArray[np.int64], random: np.rand
 
 
 _UNNAMED = 0.05  # of events are told without their type: code 0 learns what an event of any type says
+_BATCHES = 1_200  # of training, if nothing else is said
 _MANY = 0.1  # of repeats: from there on, what a user had is what he may take next
 _RISE = 0.2  # of an epoch, in which the learning rate rises
 _LEAST = 0.02  # of the learning rate, at the end
@@ -251,11 +253,11 @@ def _optimiser(net: _Net, recipe: Recipe) -> torch.optim.Optimizer:
     )  # fmt: skip
 
 
-def set_rates(optimiser: torch.optim.Optimizer, recipe: Recipe, epoch: float) -> None:
+def _set_rates(optimiser: torch.optim.Optimizer, course: _Course, epoch: float) -> None:
     """A short rise, then a half cosine over all epochs (Loshchilov & Hutter 2017, eq. 5). `epoch` counts from 0."""
-    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / recipe.epochs)))
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / course.epochs)))
     for group in optimiser.param_groups:
-        group["lr"] = recipe.learning_rate * min(1.0, (epoch + 0.01) / _RISE) * max(_LEAST, fall)
+        group["lr"] = course.recipe.learning_rate * min(1.0, (epoch + 0.01) / _RISE) * max(_LEAST, fall)
 
 
 def _share_of_repeats(log: Log) -> float:
