@@ -92,7 +92,8 @@ def train(
     """Trains on all of `log` but its validation part.
 
     `config`: the user model's sizes; `make` builds it. `device`: "cpu", "cuda", or "auto" for a GPU where there is one.
-    With `checkpoint_dir` each epoch is kept there, and a run of the same log, recipe and seed goes on from it. Raises ValueError, one line, where the log holds too little to learn from.
+    With `checkpoint_dir` each epoch is kept there, and a run of the same log, recipe and seed goes on from it.
+    Raises ValueError, one line, where the log holds too little to learn from.
     """
     recipe = recipe or Recipe()
     config = config or UserConfig()
