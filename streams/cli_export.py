@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace.streams.cli_options import Config, Debug
-from headrace.streams.cli_train import train
+from headrace.streams.cli_train import train, tune
 
 if TYPE_CHECKING:
     from headrace.streams.settings import Settings
@@ -19,6 +19,7 @@ Out = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact 
 
 app = typer.Typer(help="Train a transformer, or take one, and write it as an ONNX artifact.", rich_markup_mode=None)
 app.command()(train)
+app.command()(tune)
 
 
 @app.command()

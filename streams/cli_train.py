@@ -34,31 +34,34 @@ class Validate(StrEnum):
     time = "temporal"
 
 
+Out = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact goes.")]
 Files = Annotated[list[Path], typer.Option("--log", metavar="FILE", help="Events; may be given again. Default: Kafka.")]
+Items = Annotated[Path | None, typer.Option("--items", metavar="FILE", help="The catalogue of that log.")]
+Listed = Annotated[
+    list[Path], typer.Option("--erased", metavar="FILE", help="User ids, one a line, or erasures as .jsonl: not read.")
+]
+Erasures = Annotated[bool, typer.Option("--erasures", help="With --log: also leave out whom the topic erasures names.")]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="TIME", help="Only what came before: ISO 8601 (UTC) or Unix ms.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0)]
 
 
 def train(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the artifact goes.")],
+    out: Out,
     log: Files = [],  # noqa: B006  typer reads it and never writes
-    items: Annotated[Path | None, typer.Option("--items", metavar="FILE", help="The catalogue of that log.")] = None,
+    items: Items = None,
     mapping: Mapping = None,
-    erased: Annotated[
-        list[Path],
-        typer.Option("--erased", metavar="FILE", help="User ids, one a line, or erasures as .jsonl: not read."),
-    ] = [],  # noqa: B006
-    erasures: Annotated[
-        bool, typer.Option("--erasures", help="With --log: also leave out whom the topic erasures names.")
-    ] = False,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="TIME", help="Only what came before: ISO 8601 (UTC) or Unix ms.")
-    ] = None,
+    erased: Listed = [],  # noqa: B006
+    erasures: Erasures = False,
+    until: Until = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="At most; it stops when it gains no more.")
     ] = None,
     validate: Annotated[
         Validate, typer.Option("--validate", help="By each user's last item, or by the last tenth of the time.")
     ] = Validate.last,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 17,
+    seed: Seed = 17,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[
         Path | None,
@@ -68,19 +71,11 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train the user encoder on your users' log, from files or from the topics. Goes on where it was stopped."""
-    from headrace.streams import logs
-    from headrace.streams.configuration import load
-
-    logs.configure(debug=debug)
-    settings = load(config)
-    if bool(log) != (items is not None):
-        raise SettingsError("--log and --items belong together: the events, and the catalogue they are about")
-    if mapping is not None and not log:
-        raise SettingsError("--mapping is for files: give --log and --items, or leave it out to read the topics")
+    settings = _settings(config, debug=debug)
     training = resume or out.parent / f"{out.name}.training"
-    until_ms = _until(until, training, live=not log)
+    _together(log, items, mapping)
+    until_ms = _moment(until) if until else None if log else _begun(training)
     read = _read(settings, log, items, mapping, _erased(settings, erased, erasures), until_ms)
-    _tell(read, "the topics" if not log else " and ".join(path.name for path in log))
     chosen: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     chosen |= {"window": settings.worker.history, "validation": "time" if validate is Validate.time else "last item"}
     manifest = _trained(read, out, chosen, seed=seed, device=device, training=training)
@@ -88,18 +83,68 @@ def train(
     _clear(training)
 
 
-def _until(text: str | None, training: Path, *, live: bool) -> int | None:
-    """Unix ms, None for no end. Topics grow: a training that goes on reads up to where it read when it began."""
-    if text is not None:
-        try:
-            if text.isdigit():
-                return int(text)
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise SettingsError(f"--until {text}: write it as 2026-11-24, 2026-11-24T18:00 or Unix ms") from None
-        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e3)
-    if not live:
-        return None
+def tune(
+    out: Out,
+    log: Files = [],  # noqa: B006
+    items: Items = None,
+    mapping: Mapping = None,
+    erased: Listed = [],  # noqa: B006
+    erasures: Erasures = False,
+    until: Until = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A hub name or a folder; default: catalogue.text_model.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Matrix products in 8 bits; the loss is measured.")] = False,
+    seed: Seed = 17,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune the text encoder on your users' log. Refuses to write one that is no better on items it never met."""
+    settings = _settings(config, debug=debug)
+    _together(log, items, mapping)
+    read = _read(settings, log, items, mapping, _erased(settings, erased, erasures), _moment(until) if until else None)
+    from headrace.export.tuning import export_tuned
+
+    _quiet()
+    with _progress() as tell:
+        export_tuned(
+            model or settings.catalogue.text_model, read.log, read.titles, out, seed=seed, int8=int8,
+            progress=lambda p: tell(p.step, p.steps, f"step {p.step} of {p.steps}, loss {p.loss:.3f}, NDCG@10 "
+                                    f"{p.best:.4f} (frozen {p.frozen:.4f})", p.seconds_left),
+        )  # fmt: skip
+    print(
+        f'to serve it: [catalogue] text_model = "{out}", then train the user encoder over it: `headrace export train`'
+    )
+
+
+def _settings(config: Path | None, *, debug: bool) -> Settings:
+    from headrace.streams import logs
+    from headrace.streams.configuration import load
+
+    logs.configure(debug=debug)
+    return load(config)
+
+
+def _together(log: list[Path], items: Path | None, mapping: Path | None) -> None:
+    if bool(log) != (items is not None):
+        raise SettingsError("--log and --items belong together: the events, and the catalogue they are about")
+    if mapping is not None and not log:
+        raise SettingsError("--mapping is for files: give --log and --items, or leave it out to read the topics")
+
+
+def _moment(text: str) -> int:
+    """Unix ms."""
+    try:
+        if text.isdigit():
+            return int(text)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SettingsError(f"--until {text}: write it as 2026-11-24, 2026-11-24T18:00 or Unix ms") from None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1e3)
+
+
+def _begun(training: Path) -> int:
+    """Unix ms at which this training began: topics grow, and one that goes on reads what it began with."""
     begun = training / "until"
     if not begun.exists():
         training.mkdir(parents=True, exist_ok=True)
@@ -124,45 +169,47 @@ def _erased(settings: Settings, files: list[Path], topic: bool) -> Erased:
 def _read(
     settings: Settings, log: list[Path], items: Path | None, mapping: Path | None, erased: Erased, until_ms: int | None
 ) -> TrainingLog:
+    """Says what was read. Raises HeadraceError where it is too little."""
     from headrace.streams.training_log import from_files, from_topics
 
     if items is None:
-        return from_topics(settings, erased=erased, until_ms=until_ms)
-    return from_files(settings, log, items, mapping, erased=erased, until_ms=until_ms)
-
-
-def _tell(read: TrainingLog, source: str) -> None:
-    log = read.log
-    print(f"{source}: {len(log.items):,} events of {len(log.users):,} users, {len(log.keys):,} items", flush=True)
-    for line in read.notes:
-        print(line, flush=True)
-    several = int((log.offsets[1:] - log.offsets[:-1] > 2).sum())
+        read, source = from_topics(settings, erased=erased, until_ms=until_ms), "the topics"
+    else:
+        read = from_files(settings, log, items, mapping, erased=erased, until_ms=until_ms)
+        source = " and ".join(path.name for path in log)
+    print(
+        f"{source}: {len(read.log.items):,} events of {len(read.log.users):,} users, {len(read.log.keys):,} items",
+        *read.notes, sep="\n", flush=True,
+    )  # fmt: skip
+    several = int((read.log.offsets[1:] - read.log.offsets[:-1] > 2).sum())
     if several < _FEW:
         raise HeadraceError(
             f"{source}: {several} users did more than two things, {_FEW} are the least from whom anything can be "
             "learned: give a longer log, or stay with the default encoder"
         )
+    return read
 
 
 def _trained(
     read: TrainingLog, out: Path, recipe: dict[str, Any], *, seed: int, device: str, training: Path
 ) -> Manifest:
     """Loads torch."""
-    from transformers.utils import logging as transformers_logging
-
     from headrace.export import to_onnx
     from headrace.export.artifact import load
     from headrace.export.beside import beside
     from headrace.export.defaults import ensure_user
     from headrace.export.train import Recipe, train
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing a file of 300 kB
+    _quiet()
     log, made = read.log, Recipe(**recipe)
     default = ensure_user()
     same = load(default, "user").manifest.text_version == read.text_version
     known = beside(log, recipe=made, seed=seed, untrained=default if same else None)
     with _progress() as tell:
-        trained = train(log, recipe=made, seed=seed, device=device, checkpoint_dir=training, progress=tell)
+        trained = train(
+            log, recipe=made, seed=seed, device=device, checkpoint_dir=training,
+            progress=lambda p: tell(p.step, p.steps, _words(p), p.seconds_left),
+        )  # fmt: skip
     source = f"{len(log.items)} events of {len(log.users)} users"
     return to_onnx.export(
         trained.model, trained.items, out, source=source, text_version=read.text_version,
@@ -170,34 +217,49 @@ def _trained(
     )  # fmt: skip
 
 
+def _quiet() -> None:
+    """No bar of another library's for loading and writing a file."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _words(p: Progress) -> str:
+    best = f", NDCG@10 {p.best:.4f}" if p.best else ""
+    return f"epoch {p.epoch} of {p.epochs}, loss {p.loss:.3f}{best}"
+
+
+Tell = Callable[[int, int, str, float], None]  # step, steps, words, seconds left
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
+def _progress() -> Iterator[Tell]:
     """A bar with the time left on a terminal; a line every ten seconds elsewhere."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        with Bar(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"),
-                 console=Console(stderr=True), transient=True) as bar:  # fmt: skip
+        columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[words]}"))
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("training", total=None, words="")
-            yield lambda p: bar.update(task, completed=p.step, total=p.steps, words=_words(p))
+            yield lambda step, steps, words, left: bar.update(
+                task, completed=step, total=steps, words=f"{words}, {_time(left)} left at most"
+            )
         return
     last = time.monotonic()
 
-    def line(p: Progress) -> None:
+    def line(step: int, steps: int, words: str, left: float) -> None:
         nonlocal last
         if time.monotonic() - last >= _EVERY_S:
             last = time.monotonic()
-            print(f"training: {_words(p)}", file=sys.stderr, flush=True)
+            print(f"training: {words}, {_time(left)} left at most", file=sys.stderr, flush=True)
 
     yield line
 
 
-def _words(p: Progress) -> str:
-    best = f", NDCG@10 {p.best:.4f}" if p.best else ""
-    left = f"{p.seconds_left / 60:.0f} min" if p.seconds_left >= 90 else f"{p.seconds_left:.0f} s"
-    return f"epoch {p.epoch} of {p.epochs}, loss {p.loss:.3f}{best}, {left} left at most"
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _summary(manifest: Manifest, out: Path) -> None:

@@ -47,6 +47,7 @@ class TrainingLog:
     """The log, the version of the text encoder whose vectors it holds, and what is worth telling about it."""
 
     log: Log
+    titles: Sequence[str]  # (N,) the words of its items, empty for none
     text_version: str
     notes: Sequence[str]
 
@@ -176,7 +177,8 @@ class _Maker:
         found = {item.item_id: item for item in items}
         self._rows = {item_id: row for row, item_id in enumerate(found)}
         self._keys = np.array([item_key(item_id) for item_id in found], np.uint64)
-        self._vectors = _vectors(self._settings, self._encoder, list(found.values()))
+        self._titles = [text_of(item, self._settings.catalogue.attributes) for item in found.values()]
+        self._vectors = _vectors(self._encoder, list(found.values()), self._titles)
         self._categories = [item.category for item in found.values()]
         self._prices = np.array([np.nan if i.price is None else i.price for i in found.values()], np.float32)
         self._bare = sum(
@@ -242,7 +244,7 @@ class _Maker:
         told = [*notes, *(f"  {n:,} events {why}" for why, n in self._left_out.most_common() if n)]
         if self._bare:
             told.append(f"  {self._bare:,} items have no words, no category and no vector: known by their ids alone")
-        return TrainingLog(log, self._encoder.version, told)
+        return TrainingLog(log, self._titles, self._encoder.version, told)
 
     def _nothing(self, source: str) -> str:
         why = ", ".join(f"{n:,} {why}" for why, n in self._left_out.most_common() if n)
@@ -255,10 +257,9 @@ class _Maker:
         return vectors
 
 
-def _vectors(settings: Settings, encoder: TextEncoder, items: Sequence[ShopItem]) -> F32:
+def _vectors(encoder: TextEncoder, items: Sequence[ShopItem], texts: Sequence[str]) -> F32:
     """(N, T) as the catalogue makes them, from its own cache where it has met the words before; zeros for none."""
     cache = TextCache(cache_dir() / "texts.sqlite", encoder_version=encoder.version, dim=encoder.dim)
-    texts = [text_of(item, settings.catalogue.attributes) for item in items]
     keys = {text: cache.key(text) for text in texts if text}
     known = cache.get(keys.values())
     missing = [text for text, key in keys.items() if key not in known]
