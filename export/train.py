@@ -38,15 +38,15 @@ from headrace.export.windows import WINDOW, Tokens, batches, gap_buckets, tokens
 class Recipe:
     """How to train. The defaults were chosen on validation parts of two public logs (docs/encoder.md)."""
 
-    epochs: int | None = None  # at most; None: what takes 1,200 batches, but 5 to 20
+    epochs: int | None = None  # at most; None: what takes 800 batches, but 4 to 12
     patience: int = 3  # epochs without a better validation figure before it ends
     batch_events: int = 2_048
-    learning_rate: float = 1e-3  # cosine, after a short rise
+    learning_rate: float = 3e-3  # cosine, after a short rise
     weight_decay: float = 0.01  # of the user model
     item_weight_decay: float = 0.1  # of projection and embeddings
-    dropout: float = 0.3  # in the user model
-    item_dropout: float = 0.1  # events of a history whose item goes unseen
-    id_dropout: float = 0.3  # items that a batch knows by their text alone
+    dropout: float = 0.2  # in the user model
+    item_dropout: float = 0.0  # events of a history whose item goes unseen
+    id_dropout: float = 0.1  # items that a batch knows by their text alone
     ids: bool = True  # False: items are known by text, category and price alone
     temperature: float = 0.07  # at first; it is learned
     negatives: int = 1_024  # drawn a batch, where the catalogue is larger than full_softmax
@@ -174,7 +174,7 @@ class _Course:
         self.met[self.log.items[self.log.items >= 0]] = True
         self.repeats = _share_of_repeats(self.log) > _MANY if recipe.repeats is None else recipe.repeats
         self.steps = len(list(batches(self.windows, recipe.batch_events, np.random.default_rng(0))))  # about
-        self.epochs = recipe.epochs or min(20, max(5, round(_BATCHES / self.steps)))
+        self.epochs = recipe.epochs or min(12, max(4, round(_BATCHES / self.steps)))
 
     def validate(self, net: _Net) -> dict[str, float]:
         net.eval()
@@ -237,7 +237,7 @@ def _loss(net: _Net, course: _Course, chosen: NDArray[np.int64], random: np.rand
 
 
 _UNNAMED = 0.05  # of events are told without their type: code 0 learns what an event of any type says
-_BATCHES = 1_200  # of training, if nothing else is said
+_BATCHES = 800  # of training, if nothing else is said
 _MANY = 0.1  # of repeats: from there on, what a user had is what he may take next
 _RISE = 0.2  # of an epoch, in which the learning rate rises
 _LEAST = 0.02  # of the learning rate, at the end
