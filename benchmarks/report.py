@@ -149,6 +149,7 @@ SECTIONS = {
     "safety": _written_by("safety"),
     "warm_start": _written_by("warm_start"),
     "next_item": _written_by("next_item"),
+    "texts": _written_by("texts"),
 }
 
 _STANDARD = """\

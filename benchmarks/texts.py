@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from system import machine, write
 
 from headrace.export import artifact, int8
-from headrace.export.commands import export_text
 from headrace.export.defaults import ensure_text
 from headrace.export.names import DEFAULT_TEXT
 from headrace.streams.texts import TextEncoder
@@ -62,6 +61,8 @@ def retail_titles() -> list[str]:
 
 def precision(whole: TextEncoder, titles: list[str]) -> dict[str, Any]:
     """The same model in three precisions: speeds in turns, so that all meet the same machine."""
+    from headrace.export.commands import export_text  # loads torch, which the page of figures does not need
+
     with tempfile.TemporaryDirectory() as folder:
         blocks, dynamic = Path(folder) / "blocks", Path(folder) / "dynamic"
         export_text(DEFAULT_TEXT, blocks, int8=True, titles=titles)
@@ -195,8 +196,8 @@ def section(f: dict[str, Any]) -> str:
     if found := f.get("precision"):
         lines += [
             f"{found['titles']:,} titles of Online Retail II, one core (`benchmarks/texts.py`). Kept: of each title's"
-            " ten nearest in float32, the share that are still among its ten nearest. To reach: float32 350 titles/s; int8"
-            " 700 at 0.95 kept, or off by default, as it is.\n",
+            " ten nearest in float32, the share that are still among its ten nearest. To reach: float32 350 titles/s;"
+            " int8 700 at 0.95 kept, or off by default, as it is.\n",
             "| all-MiniLM-L6-v2 | titles a second | kept | cosine: smallest, mean | same vector in any batch |",
             "|---|---|---|---|---|",
             *(
