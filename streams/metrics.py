@@ -72,6 +72,7 @@ class Metrics:
         self.state_bytes = gauge("state_bytes", "Bytes of user state", "partition")
         self.open_decisions = gauge("open_decisions", "Decisions open", "partition")
         self.encoder_cache = counter("encoder_cache_total", "Users encoded", "outcome")
+        self.index_recall = gauge("index_recall", "Share of the truly nearest items that searches find, by samples")
         self.policy_version = gauge("policy_version", "Policy version in use", "policy")
         self.encoder_info = gauge("encoder_info", "1 for the user encoder in use", "version")
         self.text_encoder_info = gauge("text_encoder_info", "1 for the text encoder in use", "version")
