@@ -57,14 +57,13 @@ class Candidates:
         # Shares in order of precedence; those of 120 places in brackets. docs/retrieval.md says what each covers.
         self._own = n // 4  # (30)
         self._next = max(1, n // 5 // _SOURCES)  # of each of the latest entries (4, 24 in all)
-        self._state = n // 6  # (20)
+        self._state = max(1, n // 6)  # (20)
         self._queries = n // 10  # (12)
         self._popular = n // 6  # (20)
         self._fresh = max(1, n // 30)  # (4)
         self._random = n // 15  # (8)
         # Beyond the shares, for what is left:
-        self._near = max(1, n // 5 // _SOURCES)  # neighbours of each of the latest entries (4, 24)
-        self._more_state = n // 6  # (20)
+        self._near = max(1, n * 2 // 5 // _SOURCES)  # neighbours of each of the latest entries (8, 48)
 
     def draw(
         self,
@@ -121,13 +120,12 @@ class Candidates:
             if query is not None:
                 found = items.nearest(query[0], query[1], self._queries)
                 place[: len(found)] = found
-        of_state = self._near_states(states)
         best = popular[: self._popular]
         words = random_words(streams, self._random, salt=5)
         parts: list[NDArray[Any]] = [
             mine,
             following.reshape(batch, -1),
-            of_state[:, : self._state],
+            self._near_states(states),
             asked,
             np.broadcast_to(best, (batch, len(best))),
             pool[(words % np.uint64(len(pool))).astype(np.int64)],
@@ -138,12 +136,11 @@ class Candidates:
             parts.append(fresh[(words % np.uint64(len(fresh))).astype(np.int64)])
         recent = np.ascontiguousarray(history[:, :_SOURCES]).reshape(-1)
         parts.append(items.neighbours(recent)[:, : self._near].reshape(batch, -1))
-        parts.append(of_state[:, self._state :])
         return np.concatenate(parts, axis=1).astype(np.int64)
 
     def _near_states(self, states: F32) -> I64:
-        """Rows (B, 2 · share) nearest to the states; -1 where a state is zeros: nothing is known of the user."""
-        found = self._items.index.search(states, self._state + self._more_state)
+        """Rows (B, share) nearest to the states; -1 where a state is zeros: nothing is known of the user."""
+        found = self._items.index.search(states, self._state)
         found[~states.any(axis=1)] = -1
         return found
 

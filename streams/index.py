@@ -23,7 +23,7 @@ EXACT_BELOW = 5_000  # items: above, a graph is faster than one matrix product (
 _AT_ONCE = 8  # vectors in one matrix product, padded with zeros: a row's bits must not depend on how many there are
 _BLOCK = 1_024  # items in one matrix product
 _GROUP = 32  # items of which only the best is looked at in the first pass
-_WIDTH = 96  # items that a search of the graph keeps in view, at least: else three times as many as are asked for
+_WIDTH = 64  # items that a search of the graph keeps in view, at least: else three times as many as are asked for
 _CHECK_EVERY = 4_096  # searches of a graph, one of which is held against an exact one
 _CHECKS = 64  # how many of these the recall that is told is a mean of, by and large
 
@@ -40,7 +40,7 @@ class ItemIndex:
         self._size = 0
         self._dense: _Dense | None = _Dense(dim)
         # Levels are drawn from a seeded generator, and one thread adds: the same calls make the same graph.
-        self._graph: Any = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=64)
+        self._graph: Any = Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=_WIDTH)
         self._owed: dict[int, None] = {}  # rows that are not in the graph yet
         self._asked = 0
         self._recall: float | None = None

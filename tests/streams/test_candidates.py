@@ -83,9 +83,10 @@ def test_no_source_crowds_another_out(store):
 
 def test_what_may_not_be_shown_takes_no_place(store):
     state = store.vectors[123:124]
-    near = store.index.exactly(state, 40)[0].tolist()
-    (found,) = draw(store, states=state, own=[near[:10]], left_out=[near[:20]])
-    assert not found & set(near[:20]) and set(near[20:]) <= found
+    near = store.index.exactly(state, 20)[0].tolist()
+    (found,) = draw(store, states=state, own=[near[:10] + list(range(50))], left_out=[near[:15]])
+    assert not found & set(near[:15]) and set(near[15:]) <= found
+    assert set(range(30)) - set(near) <= found
 
 
 def test_an_item_that_is_gone_is_no_candidate_whoever_took_it(store):
