@@ -69,7 +69,7 @@ FORMS = {
 }
 
 
-def measure(seeds: int) -> Figures:
+def measure(seeds: int) -> None:
     torch.set_num_threads(1)
     next_item.WORK.mkdir(parents=True, exist_ok=True)
     data = nid.load(*next_item.SETS["Amazon Games"])
@@ -87,13 +87,14 @@ def measure(seeds: int) -> Figures:
             trained = train.train(test.history, config=UserConfig(key_dim=keys), make=make, seed=seed, device="cpu")
             items = validation.item_vectors(trained.items, log)
             found = validation.rank(trained.model, test, items=items, words=np.zeros((0, items.shape[1]), np.float32))
-            figures = {k: round(v, 5) for k, v in ranking.metrics(found.ranks).items()}
+            reached = {k: round(v, 5) for k, v in ranking.metrics(found.ranks).items()}
             weights = sum(parameter.numel() for parameter in trained.model.parameters())
-            rows.append({"form": name, "seed": seed, "weights": weights, **figures,
+            rows.append({"form": name, "seed": seed, "weights": weights, **reached,
                          "valid_ndcg10": round(trained.metrics["valid_ndcg10"], 5),
                          "cpu_seconds": round(time.process_time() - started)})  # fmt: skip
             print(rows[-1], flush=True)
-    return {"users": int((test.targets >= 0).sum()), "seeds": seeds, "rows": rows}
+            figures = {"users": int((test.targets >= 0).sum()), "seeds": seeds, "rows": rows}
+            RESULT.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
 def section(figures: Figures) -> str:
@@ -114,4 +115,4 @@ def section(figures: Figures) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
-    RESULT.write_text(json.dumps(measure(parser.parse_args().seeds), indent=1) + "\n", "utf-8")
+    measure(parser.parse_args().seeds)
