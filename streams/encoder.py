@@ -188,15 +188,16 @@ class UserEncoder:
         return states
 
     def _slots(self, users: list[str]) -> I64:
-        for user in users:
-            if user in self._users:
+        slots = [self._users.get(user, -1) for user in users]
+        for user, slot in zip(users, slots, strict=True):
+            if slot >= 0:
                 self._users.move_to_end(user)
-        for user in users:
-            if user not in self._users:
+        for place, slot in enumerate(slots):
+            if slot < 0:
                 while not self._free:
                     self.evict(next(iter(self._users)))
-                self._users[user] = self._free.pop()
-        return np.array([self._users[user] for user in users], np.int64)
+                slots[place] = self._users[users[place]] = self._free.pop()
+        return np.array(slots, np.int64)
 
     def _free_row(self) -> int:
         while not self._free_rows:
@@ -301,13 +302,14 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(cls, histories: Sequence[History]) -> _Columns:
-        lengths = np.array([len(history.keys) for history in histories], np.int64)
+        _, counts, keys, types, seconds, generations = zip(*histories, strict=True)
+        lengths = np.array(list(map(len, keys)), np.int64)
         return cls(
-            np.concatenate([history.keys for history in histories]),
-            np.concatenate([history.types for history in histories]),
-            np.concatenate([history.seconds for history in histories]),
-            np.concatenate([history.generations for history in histories]),
-            np.array([history.count for history in histories], np.int64),
+            np.concatenate(keys),
+            np.concatenate(types),
+            np.concatenate(seconds),
+            np.concatenate(generations),
+            np.array(counts, np.int64),
             lengths,
             np.cumsum(lengths),
         )
