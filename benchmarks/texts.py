@@ -211,7 +211,8 @@ def section(f: dict[str, Any]) -> str:
     told = foreign["told"].values()
     lines += [
         f"{foreign['titles']} Chinese titles in {foreign['categories']} categories, with few words in common within one"
-        f" (`benchmarks/titles.toml`): nearest titles of the same category, by chance {foreign['by_chance']:.3f}.\n",
+        f" (`benchmarks/titles.toml`): nearest titles of the same category, by chance {foreign['by_chance']:.3f}. The"
+        " fallback's weights, and how much it counts beside a `vector`, were chosen on these same titles.\n",
         "| vectors of | nearest | five nearest | most alike of all pairs |",
         "|---|---|---|---|",
         *(
