@@ -76,12 +76,17 @@ def ndcg10(ranks: I64) -> F64:
     return gains
 
 
-def lower_bound(differences: F64, *, seed: int, level: float = 0.95, draws: int = 2_000) -> float:
-    """Of the mean of paired differences, by the percentile bootstrap (Efron 1979), two-sided `level`."""
+def lower_bound(differences: F64, groups: I64, *, seed: int, level: float = 0.95, draws: int = 2_000) -> float:
+    """Of the mean of differences (Q,), two-sided `level`: the percentile bootstrap (Efron & Tibshirani 1993, ch. 13).
+
+    Whole `groups` (Q,) are drawn: questions about the same text stand and fall together.
+    """
     random = np.random.default_rng(seed)
-    n = len(differences)
-    means = [differences[random.integers(n, size=n)].mean() for _ in range(draws)]
-    return float(np.quantile(means, (1 - level) / 2))
+    _, group = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(group, weights=differences), np.bincount(group)
+    n = len(sizes)
+    weights = (np.bincount(random.integers(n, size=n), minlength=n) for _ in range(draws))
+    return float(np.quantile([weight @ sums / (weight @ sizes) for weight in weights], (1 - level) / 2))
 
 
 def behaviour(log: Log, titles: Sequence[str], *, seed: int, held_out: float = 0.1) -> Behaviour:

@@ -7,7 +7,7 @@ A query is what a user met, decayed; its positive is what he met next. Adapters 
 arXiv 2106.09685) in the upper blocks learn, all else is frozen. Texts held out of every pair decide twice: one half of
 them when to stop, the other half whether the tuned model goes out.
 
-B = queries of a batch, C = candidates, d = the model's width.
+B = queries of a batch, n = its texts, d = the model's width.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from headrace.export.upper_blocks import UpperBlocks, blocks_of
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
+_SHARES = (0.75, 0.5, 0.25)  # of what was learned, tried at the end: between two models often lies a better one
 MARGIN = 0.05  # the tuned model goes out if it is better by this share, and surely better
 
 
@@ -42,14 +43,14 @@ MARGIN = 0.05  # the tuned model goes out if it is better by this share, and sur
 class Recipe:
     """How to tune. The defaults were chosen on texts held out of training (docs/tuning.md)."""
 
-    blocks: int = 2  # the last ones, which get adapters
+    blocks: int = 1  # the last ones, which get adapters
     rank: int = 16
-    learning_rate: float = 1e-3  # after a short rise it falls to nothing, linearly
-    temperature: float = 0.05
+    learning_rate: float = 1e-4  # after a short rise it falls to nothing, linearly
+    temperature: float = 0.07
     log_q: float = 1.0  # 1: popular candidates count for no more than rare ones; 0: no correction
     decay: float = 0.6  # of a query's history, an event
     users: int = 48  # a batch: windows of up to ten texts
-    memory: int = 2_048  # negatives of earlier batches' vectors
+    negatives: int = 256  # texts drawn evenly, beside the batch's own
     steps: int = 600
     validations: int = 6
     patience: int = 2  # validations without a better figure before it ends
@@ -74,7 +75,7 @@ class Verdict:
 
     frozen: float
     tuned: float
-    lower: float  # 95 % bound of the difference, paired bootstrap over users
+    lower: float  # 95 % bound of the difference: paired bootstrap, held-out texts drawn with all their users
     users: int
     texts: int  # held out of training
 
@@ -210,7 +211,6 @@ def _learn(
     weights = [p for p in adapters.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, weight_decay=0.01)
     random = np.random.default_rng(seed)
-    memory = torch.from_numpy(frozen.copy())
     shares = torch.from_numpy(learned_from.counts / learned_from.counts.sum())
     known = np.flatnonzero(learned_from.counts)  # what is held out is no negative either
     at_first = best = _ndcg(learned_from.stopping, frozen, recipe.decay)
@@ -223,28 +223,41 @@ def _learn(
             order = random.permutation(len(learned_from.windows))
         chosen, order = order[: recipe.users], order[recipe.users :]
         batch = Batch.of([_cut(learned_from.windows[window], random) for window in chosen], decay=recipe.decay)
-        vectors = upper.vectors(batch.texts)
-        others = random.choice(known, min(recipe.memory, len(known)), replace=False)
-        loss = contrast(vectors, batch, memory[torch.from_numpy(others)], others, shares, recipe)
+        drawn = random.choice(known, min(recipe.negatives, len(known)), replace=False)
+        with torch.no_grad():
+            others = upper.vectors(drawn)
+        loss = contrast(upper.vectors(batch.texts), batch, others, drawn, shares, recipe)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / 50, 1 - step / recipe.steps)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
-        memory[torch.from_numpy(batch.texts)] = vectors.detach()
         step += 1
-        if step % every == 0:
-            now = upper.all_vectors()
-            memory = torch.from_numpy(now)
-            if (figure := _ndcg(learned_from.stopping, now, recipe.decay)) > best:
-                best, best_step, best_weights = figure, step, [p.detach().clone() for p in weights]
+        if step % every == 0 and (figure := _ndcg(learned_from.stopping, upper.all_vectors(), recipe.decay)) > best:
+            best, best_step, best_weights = figure, step, [p.detach().clone() for p in weights]
         left = (time.monotonic() - began) / step * (recipe.steps - step)
         progress(Progress(step, recipe.steps, float(loss.detach()), best, at_first, left))
+    share = 1.0
+    for part in (1.0, *_SHARES):
+        _put(adapters, best_weights, part)
+        if part < 1 and (figure := _ndcg(learned_from.stopping, upper.all_vectors(), recipe.decay)) > best:
+            best, share = figure, part
+    _put(adapters, best_weights, share)
+    return {
+        "tuning_steps": best_step,
+        "tuning_share": share,
+        "stopping_frozen_ndcg10": at_first,
+        "stopping_ndcg10": best,
+    }
+
+
+def _put(adapters: nn.Module, weights: list[Tensor], share: float) -> None:
+    """The adapters as in `weights`, and of what they add that share: W + share · B A."""
+    trained = ((name, p) for name, p in adapters.named_parameters() if p.requires_grad)
     with torch.no_grad():
-        for weight, kept in zip(weights, best_weights, strict=True):
-            weight.copy_(kept)
-    return {"tuning_steps": best_step, "stopping_frozen_ndcg10": at_first, "stopping_ndcg10": best}
+        for (name, parameter), kept in zip(trained, weights, strict=True):
+            parameter.copy_(kept * share if "lora_B" in name else kept)
 
 
 def _cut(window: I64, random: np.random.Generator) -> I64:
@@ -260,44 +273,50 @@ class Batch:
     texts: I64  # (n,) rows, sorted
     weights: Tensor  # (B, n) of the texts of a query's history
     targets: Tensor  # (B,) columns
+    own: Tensor  # (B, n) texts that the query's user met, before or after: none of them is a negative
 
     @classmethod
     def of(cls, windows: list[I64], *, decay: float) -> Batch:
         texts = np.unique(np.concatenate(windows))
-        weights, targets = [], []
+        weights, targets, own = [], [], []
         for window in windows:
             at = np.searchsorted(texts, window)
             row = np.zeros(len(texts), np.float32)
+            met = np.isin(texts, window)
             for earlier, later in pairwise(at):
                 row = row * np.float32(decay)
                 row[earlier] += 1
                 if row[later] == 0:  # again what he met before: no answer to learn
                     weights.append(row)
                     targets.append(int(later))
-        return cls(texts, torch.from_numpy(np.array(weights).reshape(-1, len(texts))), torch.tensor(targets))
+                    own.append(met)
+        return cls(texts, torch.from_numpy(np.array(weights)), torch.tensor(targets), torch.from_numpy(np.array(own)))
 
 
-def contrast(vectors: Tensor, batch: Batch, memory: Tensor, rows: I64, shares: Tensor, recipe: Recipe) -> Tensor:
+def contrast(vectors: Tensor, batch: Batch, others: Tensor, rows: I64, shares: Tensor, recipe: Recipe) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) of queries and texts, both ways.
 
-    Candidates of a query: the batch's texts `vectors` (n, d), and `memory` (m, d), vectors of the texts `rows` as
-    earlier batches left them (Wang et al. 2020, arXiv 1912.06798). How often a text is to be expected among them
-    follows from its share of the windows, `shares` (N,); the logarithm is taken off its score (Yi et al. 2019,
-    doi 10.1145/3298689.3346996), `log_q` times. What the query's history holds is no candidate, nor is a text a second
-    time. The other way, the candidates of a text are the queries, but for those that ask for the same text.
+    Candidates of a query: the batch's texts `vectors` (n, d), and `others` (m, d), those of texts drawn evenly, `rows`.
+    How often a text is to be expected among them follows from its share of the windows, `shares` (N,); the logarithm is
+    taken off its score (Yi et al. 2019, doi 10.1145/3298689.3346996), `log_q` times. What the query's user met besides
+    is no candidate, nor is a text a second time. The other way, the candidates of a text are the queries of users who
+    did not meet it, and the one that asks for it.
     """
     queries = nn.functional.normalize(batch.weights @ vectors, dim=-1)  # (B, d)
     drawn = len(rows) / max(1, int((shares > 0).sum()))
     expected = (len(batch.texts) * shares + drawn).log().float() * recipe.log_q  # (N,)
     near = queries @ vectors.T / recipe.temperature  # (B, n)
-    own = near[:, batch.targets]  # (B, B): column b is the text that query b asks for
-    near = (near - expected[torch.from_numpy(batch.texts)]).masked_fill(batch.weights > 0, -torch.inf)
-    far = queries @ memory.T / recipe.temperature - expected[torch.from_numpy(rows)]  # (B, m)
+    at = torch.arange(len(near))
+    back = near[:, batch.targets].T  # (B, B): row b is the text that query b asks for, columns are queries
+    met = batch.own[:, batch.targets].T.clone()  # (B, B): the column's user met it
+    met[at, at] = False
+    besides = batch.own.clone()
+    besides[at, batch.targets] = False
+    near = (near - expected[torch.from_numpy(batch.texts)]).masked_fill(besides, -torch.inf)
+    far = queries @ others.T / recipe.temperature - expected[torch.from_numpy(rows)]  # (B, m)
     far = far.masked_fill(torch.from_numpy(np.isin(rows, batch.texts)), -torch.inf)
     forth = nn.functional.cross_entropy(torch.cat([near, far], dim=1), batch.targets)
-    same = (batch.targets[:, None] == batch.targets[None, :]).fill_diagonal_(False)
-    back = nn.functional.cross_entropy(own.T.masked_fill(same, -torch.inf), torch.arange(len(own)))
-    return (forth + back) / 2
+    return (forth + nn.functional.cross_entropy(back.masked_fill(met, -torch.inf), at)) / 2
 
 
 def _ndcg(questions: Questions, vectors: F32, decay: float) -> float:
@@ -309,7 +328,7 @@ def _judge(learned_from: Behaviour, frozen: F32, tuned: F32, *, decay: float, se
     return Verdict(
         frozen=float(before.mean()),
         tuned=float(after.mean()),
-        lower=lower_bound(after - before, seed=seed),
+        lower=lower_bound(after - before, learned_from.judging.targets, seed=seed),
         users=len(before),
         texts=learned_from.held_out,
     )

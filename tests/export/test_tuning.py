@@ -18,20 +18,30 @@ from headrace.export.tuning import Batch, NotBetterError, Recipe, Verdict, contr
 from headrace.export.upper_blocks import UpperBlocks
 from headrace.streams.texts import TextEncoder
 
-THEMES, WORDS, ITEMS = 6, 8, 240
-SMALL = Recipe(steps=60, validations=3, users=16, memory=32, learning_rate=5e-3, patience=3)
+THEMES, NOISE, ITEMS, USERS = 16, 40, 480, 1_000
+SMALL = Recipe(
+    blocks=2, steps=60, validations=3, users=48, negatives=64, learning_rate=2e-2, temperature=0.05, patience=3
+)
 
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> TextTower:
     """A BERT of three blocks with random weights, whose words are whole tokens."""
     folder = tmp_path_factory.mktemp("model")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(THEMES * WORDS))]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(f"t{n}" for n in range(2 * THEMES)),
+        *(f"w{n}" for n in range(NOISE)),
+    ]
     (folder / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words), hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48,
-        max_position_embeddings=64, initializer_range=0.2,
+        max_position_embeddings=64, initializer_range=0.06,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
@@ -40,12 +50,13 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> TextTower:
 
 @pytest.fixture(scope="module")
 def shop() -> tuple[Log, list[str]]:
-    """Items of six themes, each with words of its own, which a random model does not know to belong together."""
+    """Users keep to one theme. A title holds one word of its theme and three that say nothing: to be learned."""
     random = np.random.default_rng(0)
     theme = np.arange(ITEMS) % THEMES
-    titles = [" ".join(f"w{t * WORDS + w}" for w in random.choice(WORDS, 3, replace=False)) for t in theme]
+    said = [f"t{2 * t + random.integers(2)}" for t in theme]
+    titles = [" ".join([word, *(f"w{n}" for n in random.choice(NOISE, 3, replace=False))]) for word in said]
     users, items = [], []
-    for user in range(900):
+    for user in range(USERS):
         users += [str(user)] * 6
         items += random.choice(np.flatnonzero(theme == user % THEMES), 6, replace=False).tolist()
     return Log.of(users=users, items=items, keys=np.arange(ITEMS), texts=np.zeros((ITEMS, 0), np.float32)), titles
@@ -80,8 +91,8 @@ def test_events_that_nobody_wanted_and_titles_that_are_missing_teach_nothing(sho
 def test_too_few_questions_are_refused_with_a_reason(shop: tuple[Log, list[str]]) -> None:
     log, titles = shop
     with pytest.raises(ValueError, match=r"the log asks \d+ users about a held-out item, 50 are needed"):
-        behaviour(log.without({str(user) for user in range(20, 900)}), titles, seed=1)
-    with pytest.raises(ValueError, match="239 titles for the 240 items"):
+        behaviour(log.without({str(user) for user in range(20, USERS)}), titles, seed=1)
+    with pytest.raises(ValueError, match="479 titles for the 480 items"):
         behaviour(log, titles[1:], seed=1)
 
 
@@ -106,6 +117,7 @@ def test_a_query_is_what_came_before_decayed() -> None:
     # 4 → 9; then 4 again, which is no answer; then 4, 9, 4 → 2; and 9 → 7 of another user
     assert batch.targets.tolist() == [3, 0, 2]
     np.testing.assert_allclose(batch.weights, [[0, 1, 0, 0], [0, 1.25, 0, 0.5], [0, 0, 0, 1]])
+    assert batch.own.int().tolist() == [[1, 1, 0, 1], [1, 1, 0, 1], [0, 0, 1, 1]]
 
 
 def test_the_loss_is_that_of_a_loop_with_masks_and_correction() -> None:
@@ -114,29 +126,30 @@ def test_the_loss_is_that_of_a_loop_with_masks_and_correction() -> None:
     counts = np.array([3, 5, 2, 1, 6, 4, 0, 8, 2, 9, 1, 1])
     unit = [torch.nn.functional.normalize(torch.tensor(random.standard_normal((n, 6)), dtype=torch.float32), dim=1)
             for n in (len(batch.texts), 4)]  # fmt: skip
-    vectors, memory, rows = unit[0], unit[1], np.array([7, 8, 9, 0])  # 9 is in the batch: no candidate a second time
+    vectors, drawn, rows = unit[0], unit[1], np.array([7, 8, 9, 0])  # 9 is in the batch: no candidate a second time
     recipe = Recipe(temperature=0.2, log_q=0.7)
     share = counts / counts.sum()
-    loss = float(contrast(vectors, batch, memory, rows, torch.from_numpy(share), recipe))
+    loss = float(contrast(vectors, batch, drawn, rows, torch.from_numpy(share), recipe))
 
     def score(query: torch.Tensor, vector: torch.Tensor) -> float:
         return float(query @ vector) / 0.2
 
+    met = [{4, 9, 1, 2}] * 3 + [{3, 9}, {5, 9}]
     forth, back = [], []
     queries = [torch.nn.functional.normalize(row @ vectors, dim=0) for row in batch.weights]
     for b, query in enumerate(queries):
         exponents = {}
         for column, text in enumerate(batch.texts):
-            if batch.weights[b, column] == 0:
+            if text not in met[b] or column == batch.targets[b]:
                 expected = len(batch.texts) * share[text] + 4 / np.count_nonzero(counts)
                 exponents[int(text)] = score(query, vectors[column]) - 0.7 * np.log(expected)
         for at, text in enumerate(rows):
             if text not in batch.texts:
                 expected = len(batch.texts) * share[text] + 4 / np.count_nonzero(counts)
-                exponents[int(text)] = score(query, memory[at]) - 0.7 * np.log(expected)
+                exponents[int(text)] = score(query, drawn[at]) - 0.7 * np.log(expected)
         own = int(batch.targets[b])
         forth.append(np.log(sum(np.exp(list(exponents.values())))) - exponents[int(batch.texts[own])])
-        others = [score(q, vectors[own]) for c, q in enumerate(queries) if c == b or int(batch.targets[c]) != own]
+        others = [score(q, vectors[own]) for c, q in enumerate(queries) if c == b or batch.texts[own] not in met[c]]
         back.append(np.log(np.sum(np.exp(others))) - score(query, vectors[own]))
     assert len(set(batch.targets.tolist())) < len(queries)  # a text that two ask for
     assert loss == pytest.approx((np.mean(forth) + np.mean(back)) / 2, rel=1e-4)
@@ -181,7 +194,7 @@ def test_behaviour_moves_texts_and_the_served_graph_says_so(
     out = tmp_path / "text"
     manifest = export_tuned(tower, log, titles, out, seed=1, recipe=SMALL, report=said.append, progress=heard.append)
     np.testing.assert_array_equal(tower.embed(titles), before)  # the model that was given stays as it is
-    assert manifest.trained_on == log.fingerprint() and "tuned on 5400 events of 900 users" in manifest.source
+    assert manifest.trained_on == log.fingerprint() and "tuned on 6000 events of 1000 users" in manifest.source
     assert manifest.metrics["tuned_ndcg10"] > 1.5 * manifest.metrics["frozen_ndcg10"]
     assert manifest.metrics["tuning_lower_bound"] > 0
     assert heard[-1].step <= SMALL.steps and heard[-1].best >= heard[-1].frozen
@@ -209,7 +222,10 @@ def test_better_means_by_the_margin_and_surely(frozen: float, tuned: float, lowe
     assert Verdict(frozen=frozen, tuned=tuned, lower=lower, users=100, texts=9).passed is passed
 
 
-def test_the_bound_lies_below_the_mean_by_about_two_standard_errors() -> None:
-    differences = np.random.default_rng(0).normal(0.3, 1.0, 4_000)
-    error = differences.std() / len(differences) ** 0.5
-    assert lower_bound(differences, seed=1) == pytest.approx(differences.mean() - 1.96 * error, abs=0.3 * error)
+def test_the_bound_counts_held_out_texts_and_not_the_users_who_met_them() -> None:
+    by_text = np.random.default_rng(0).normal(0.3, 1.0, 400)
+    texts = np.repeat(np.arange(400), 10)  # ten users each, who all agree: ten times the users, no more evidence
+    error = by_text.std() / 400**0.5
+    bound = lower_bound(by_text[texts], texts, seed=1)
+    assert bound == pytest.approx(by_text.mean() - 1.96 * error, abs=0.3 * error)
+    assert lower_bound(np.full(4_000, 0.2), texts, seed=1) == pytest.approx(0.2)
