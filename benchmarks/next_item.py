@@ -203,8 +203,11 @@ def _interval(three: list[float]) -> str:
 _INTRODUCTION = """\
 Leave-one-out: every model is fitted to each user's items but the last two, chooses by the one before the last and is
 asked for the last; the whole catalogue is ranked but what the user had (`benchmarks/next_item.py`). Differences are
-paired user by user, pooled over seeds; intervals are of 95 %, from 2,000 resamples of the users. CPU seconds are of one
-core, with the choice and the scoring of validation.
+paired user by user, pooled over the seeds that ran; intervals are of 95 %, from 2,000 resamples of the users. CPU
+seconds are of one core, with the choice and the scoring of validation. SASRec and GRU4Rec learn by cross-entropy over
+the whole catalogue; on the small set they choose their dropout by validation, on the large one they have one recipe and
+early stopping. `headrace` is `headrace.export.train` with its defaults; `untrained` is the encoder that a shop has
+before it trains one. LastFM has no texts: there `headrace` is ids alone.
 """
 
 

@@ -50,9 +50,12 @@ def fit(variant: str, data: Histories, *, seed: int, work: Path) -> tuple[Score,
 
 
 def _tell(name: str) -> Callable[[train.Progress], None]:
+    told: list[int] = []
+
     def tell(now: train.Progress) -> None:
-        if now.step * now.epochs % now.steps < now.epochs:  # once an epoch
-            print(f"{name}: epoch {now.epoch}, loss {now.loss:.3f}, best so far {now.best:.4f}", flush=True)
+        if now.epoch not in told:
+            told.append(now.epoch)
+            print(f"{name}: epoch {now.epoch}, best so far {now.best:.4f}", flush=True)
 
     return tell
 
