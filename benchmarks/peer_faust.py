@@ -15,11 +15,10 @@ import msgspec
 from load import settings_of
 
 from headrace.export.names import type_code
-from headrace.streams.broadcast import Broadcast
-from headrace.streams.models import load_models
+from headrace.streams.models import broadcast, load_models
 from headrace.streams.policies import arm_of
 from headrace.streams.recommend import Ask
-from headrace.streams.records import decode_item, decode_policy_version, item_key
+from headrace.streams.records import item_key
 from headrace.streams.state import UserState, short_hash
 
 settings = settings_of(os.environ["DATA_DIR"], os.environ["BOOTSTRAP"])
@@ -45,15 +44,12 @@ done = 0
 
 def load() -> None:
     """The catalogue and the policy versions, as a worker reads them at its start."""
-    broadcast = Broadcast(settings, {"item-vectors": decode_item, "policy-versions": decode_policy_version})
-    broadcast.start()
-    broadcast.wait_caught_up()
-    broadcast.close()
-    for name, record in broadcast.take():
-        if name == "item-vectors":
-            models.items.apply(record)
-        else:
-            models.policies.apply(record)
+    reader = broadcast(settings)
+    reader.start()
+    reader.wait_caught_up()
+    reader.close()
+    for name, record in reader.take():
+        models.apply(name, record)
     models.items.settle()
 
 
