@@ -166,10 +166,10 @@ def compared(vectors: F32, queries: F32) -> list[dict[str, Any]]:
             print(f"{name} is left out: its library is not installed (dependency group bench)", flush=True)
             continue
         add, search = peer
-        before, began = _resident(), time.process_time()
+        began = time.process_time()
         for rows in _slices(len(vectors)):
             add(rows)
-        built, grown = time.process_time() - began, _resident() - before
+        built = time.process_time() - began
         spent, rows = _searched(search, queries, 16)
         found.append(
             {
@@ -177,7 +177,6 @@ def compared(vectors: F32, queries: F32) -> list[dict[str, Any]]:
                 "insertions_per_s": round(len(vectors) / built),
                 "search_us": round(spent * 1e6),
                 "recall": round(recall(rows, truth), 4),
-                "bytes_an_item": round(grown / len(vectors)),
             }
         )
         print(found[-1], flush=True)
@@ -314,12 +313,10 @@ def section(f: dict[str, Any]) -> str:
     for name in ("clustered", "titles"):
         if rows := f["compared"].get(name):
             lines += [
-                f"| {f['compared']['items']:,} items, {name} | recall@{f['k']} | µs a user | insertions a second"
-                " | bytes an item |",
-                "|---|---|---|---|---|",
+                f"| {f['compared']['items']:,} items, {name} | recall@{f['k']} | µs a user | insertions a second |",
+                "|---|---|---|---|",
                 *(
-                    f"| {row['name']} | {row['recall']:.4f} | {row['search_us']:,} | {row['insertions_per_s']:,}"
-                    f" | {row['bytes_an_item']:,} |"
+                    f"| {row['name']} | {row['recall']:.4f} | {row['search_us']:,} | {row['insertions_per_s']:,} |"
                     for row in rows
                 ),
                 "",
