@@ -1,4 +1,4 @@
-"""Queries in a state: of the text's space, so that whichever encoders serve understand them, or say that they do not."""
+"""Queries in a state: of the text's space, so that whichever encoders serve understand them or know that they do not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_another_text_encoder_or_the_release_before_has_written_is_not_unde
 
 
 def test_more_texts_than_are_kept_at_hand_stay_the_same(monkeypatch: Any) -> None:
-    mine, tower = asked()
+    mine, _ = asked()
     monkeypatch.setattr("headrace.streams.asked._KEPT", 1)
     notes = Notes(texts={7: mine.pack("tea"), 8: mine.pack("coffee")})
     first = mine.vectors(notes)
