@@ -1,4 +1,4 @@
-"""Queries in a state: of the text's space, so that whichever encoders serve understand them or know that they do not."""
+"""Queries in a state: of the text's space; whichever encoders serve understand them, or know that they do not."""
 
 from __future__ import annotations
 
