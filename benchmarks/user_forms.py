@@ -72,7 +72,8 @@ FORMS = {
 def measure(seeds: int) -> None:
     torch.set_num_threads(1)
     next_item.WORK.mkdir(parents=True, exist_ok=True)
-    data = nid.load(*next_item.SETS["Amazon Games"])
+    file, titles = next_item.SETS["Amazon Games"]
+    data = nid.load(file, titles=titles)
     log = Log.of(
         users=np.repeat([str(user) for user in range(data.n_users)], np.diff(data.offsets)),
         items=data.items,
