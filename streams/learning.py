@@ -138,7 +138,7 @@ class Learning:
         """Goes on in the space of the heads that were learned last. Those of an older one begin anew, where this one
         began: {policy: offset}."""
         anew: dict[str, int] = {}
-        if space.dim != self.space.dim:
+        if space.since or not space.same(self.space):  # heads began anew since `policy.start`, which is forgotten
             self._enter(space)
         self.space = space
         for part in self.policies:
@@ -265,7 +265,9 @@ def _known(own: Callable[[Decision], bool] | None, missed: Sequence[Span], decis
 
 
 def _in_space(space: Space, decision: Decision) -> bool:
-    return decision.encoder == space.version and len(decision.state) == 4 * space.dim
+    """Shown before the space began is not of it, whichever encoder made it: the same one may have come back."""
+    same = decision.encoder == space.version and len(decision.state) == 4 * space.dim
+    return same and not 0 <= decision.shown_at < space.since
 
 
 def _both(one: Callable[[Decision], bool], other: Callable[[Decision], bool]) -> Callable[[Decision], bool]:

@@ -131,7 +131,7 @@ class Policies:
                 self._by_arm.update(serves(meta, self._by_arm))
                 self._share = float(meta.get("share", 1.0))
             elif name in self._served:
-                if self._encoder not in ("", meta.get("encoder", self._encoder)):
+                if self._encoder and (meta.get("encoder") or self._encoder) != self._encoder:
                     return  # it speaks of other vectors; a head of ours follows
                 policy = self._make(name, self._items.dim)
                 if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in arrays.values()):

@@ -40,8 +40,6 @@ class Space:
         return self.dim == other.dim and (self.version == other.version or "" in (self.version, other.version))
 
     def meta(self) -> Meta:
-        if not self.version:
-            return {}
         return {
             "encoder": self.version,
             "encoder_serial": self.serial,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.export.item_tower import ItemTower
 from headrace.policy.snapshot import pack
+from headrace.streams import start
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
 from headrace.streams.policies import Policies
@@ -104,6 +106,56 @@ def test_what_an_older_encoder_decided_teaches_the_new_head_nothing() -> None:
     assert learner.policies[0].policy.learned == 0 and learner.tally.misfits == 1
     learner.apply(taught(make_impression("r-2", positions=[0])), 4)
     assert learner.policies[0].policy.learned == 1
+
+
+def test_after_going_back_to_an_encoder_its_first_time_teaches_nothing() -> None:
+    learner = Learning(make_settings(), dim=DIM)
+    learner.apply(taught(opened("r-1"), make_impression("r-1", positions=[0, 1])), 0)
+    learner.apply(taught(opened("r-2", encoder_version="sha256:1", encoder_serial=3)), 1)
+    learner.apply(taught(opened("r-3", encoder_serial=4)), 2)
+    knew = bits(learner)
+    learner.apply(taught(make_outcome("r-1", position=1, reward=5.0)), 3)  # nothing here that it could correct
+    assert bits(learner) == knew
+    learner.apply(taught(make_impression("r-3", positions=[0])), 4)
+    assert bits(learner) != knew
+
+
+def started(folder: Path, made: dict[str, Any]) -> Settings:
+    """Settings whose policy starts from one that has learned something."""
+    teacher = Learning(make_settings(), dim=DIM)
+    teacher.apply(taught(opened("r-0"), make_impression("r-0", positions=[0, 1])), 0)
+    start.write(folder, teacher.policies[0].policy, made=made)
+    return Settings(**make_settings().model_dump(exclude={"policy"}), policy={"name": "linucb", "start": str(folder)})
+
+
+def test_a_start_is_kept_over_a_restart_whether_or_not_it_names_its_encoder(tmp_path: Path) -> None:
+    settings = started(tmp_path / "start", made={})
+    learner = Learning(settings, dim=DIM)
+    versions = learner.apply(taught(tick=True), 0)
+    again = Learning(settings, dim=DIM)
+    again.resume(versions)
+    again.apply(taught(opened("r-1"), make_impression("r-1", positions=[0])), 1)
+    assert again.policies[0].policy.learned == 3
+
+
+def test_a_start_is_not_taken_up_again_by_a_learner_resumed_after_another_encoder_came(tmp_path: Path) -> None:
+    settings = started(tmp_path / "start", made={"encoder": "sha256:0"})
+    log = [
+        taught(tick=True),
+        taught(opened("r-1", encoder_version="sha256:1", encoder_serial=2, policy="lints"), tick=True),
+        taught(make_impression("r-1", positions=[0]), tick=True),
+        taught(tick=True),
+    ]
+    own = settings.model_copy(update={"learner": settings.learner.model_copy(update={"learn_from": "own"})})
+    whole = Learning(own, dim=DIM)
+    committed = {v.part: v for offset, message in enumerate(log[:3]) for v in whole.apply(message, offset)}
+    assert committed["linucb"].meta["encoder"] == "sha256:0"  # it has not learned anything since
+    again = Learning(own, dim=DIM)
+    first = again.resume(committed.values())
+    for offset in range(first, len(log)):
+        again.apply(log[offset], offset)
+    whole.apply(log[3], 3)
+    assert bits(again) == bits(whole)
 
 
 def test_a_new_number_for_the_same_encoder_changes_nothing() -> None:
