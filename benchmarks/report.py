@@ -151,6 +151,7 @@ SECTIONS = {
     "user_encoder": _written_by("user_encoder"),
     "retrieval": _written_by("retrieval"),
     "next_item": _written_by("next_item"),
+    "user_forms": _written_by("user_forms"),
     "texts": _written_by("texts"),
 }
 
