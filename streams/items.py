@@ -281,8 +281,9 @@ class ItemStore:
         return self.near[rows]
 
     def asked_for(self) -> NDArray[np.uint64]:
-        """Keys of the items whose neighbours somebody has asked for."""
-        found: NDArray[np.uint64] = self.keys[: self._size][self.near_at[: self._size] >= 0]
+        """Keys of the items whose neighbours somebody has asked for. Any thread may ask, while the store grows."""
+        size = self._size
+        found: NDArray[np.uint64] = self.keys[:size][self.near_at[:size] >= 0]
         return found
 
     def nearest(self, key: int, vector: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -27,14 +27,13 @@ class Models:
     items: ItemStore
     policies: Policies
     recommender: Recommender
-    partitions: int  # of `items`
     encoded: dict[int, str] = field(default_factory=dict)  # by partition: by which text encoder all items are encoded
 
-    @property
-    def complete(self) -> bool:
-        """Whether the catalogue has encoded every item with the text encoder of this set."""
+    def complete(self, *, partitions: int) -> bool:
+        """Whether the catalogue has encoded every item, of all partitions of `items`, with the text encoder of this
+        set."""
         wanted = self.encoders.text_version
-        return all(self.encoded.get(partition) == wanted for partition in range(self.partitions))
+        return all(self.encoded.get(partition) == wanted for partition in range(partitions))
 
     def apply(self, topic: str, record: Any) -> str | None:
         """Takes one broadcast record; returns what it was to the catalogue: new, changed, removed, else None."""
@@ -65,7 +64,7 @@ def load_models(settings: Settings, found: Encoders | None = None) -> Models:
     policies = Policies(settings, items, dim=encoder.dim, encoder_version=encoder.version)
     recommender = Recommender(settings, items=items, policies=policies, encoder=encoder, texts=texts)
     recommender.encoder_serial = found.serial
-    return Models(found, encoder, items, policies, recommender, settings.topics.requests_partitions)
+    return Models(found, encoder, items, policies, recommender)
 
 
 def broadcast(settings: Settings) -> Broadcast:

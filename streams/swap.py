@@ -7,12 +7,11 @@ histories as their users come.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from typing import Any
 
-from headrace.streams import encoders, models
+from headrace.streams import encoders, models, topics
 from headrace.streams.broadcast import Broadcast
 from headrace.streams.encoders import TOPIC, Encoders
 from headrace.streams.models import Models
@@ -21,7 +20,6 @@ from headrace.streams.settings import Settings
 
 _AT_ONCE = 64  # records between two rests: the thread that serves shares the interpreter with this one
 _REST = 1.0  # seconds of rest a second of work
-_SWITCH_S = 0.0005  # how long a thread may keep the interpreter from another meanwhile; usually ten times as long
 _PAUSE_S = 0.02
 
 
@@ -67,25 +65,22 @@ class Swap:
             self._broadcast.close()
 
     def _run(self) -> None:
-        usual = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_S)
         try:
             self._prepare()
         except BaseException as error:
             self.failure = error
-        finally:
-            sys.setswitchinterval(usual)
 
     def _prepare(self) -> None:
         self._found = encoders.resolve(self.serial, self._said)
         self._models = models.load_models(self._settings, self._found)
         self._broadcast = models.broadcast(self._settings)
         self._broadcast.start()
+        partitions = topics.partitions(self._settings, "items")  # the shop's topic: as many as it likes
         while not self._end.is_set():
             caught_up = self._broadcast.caught_up  # asked first: what stood there then is among what is taken now
             self._broadcast.check()
             self._apply(self._broadcast.take())
-            if caught_up and (self._same_texts or self._models.complete):
+            if caught_up and (self._same_texts or self._models.complete(partitions=partitions)):
                 self._warm()
                 self._ready.set()
             self._end.wait(_PAUSE_S)

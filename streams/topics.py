@@ -122,6 +122,14 @@ def compacted(settings: Settings, name: str) -> bool:
     return _configs(kafka.admin(settings), [topic])[topic].get("cleanup.policy") == "compact"
 
 
+def partitions(settings: Settings, name: str) -> int:
+    """How many a topic has. Raises BrokerError where Kafka does not answer, TopicsError where it is missing."""
+    topic, known = settings.topic(name), _partitions(kafka.admin(settings), settings)
+    if topic not in known:
+        raise TopicsError(f"topic {topic} is missing: create it with `headrace topics create`")
+    return known[topic]
+
+
 def require(settings: Settings, *, wait: bool = True) -> None:
     """For the start of a role: waits for Kafka, then raises TopicsError where it could not work with the topics found.
 

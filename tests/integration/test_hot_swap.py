@@ -178,7 +178,8 @@ def test_another_text_encoder_takes_every_item_along(settings: MakeSettings, wai
     with running(mine, tmp_path / "texts.sqlite"):
         reader = Reader(mine)
         before = {name: reader.wait(*names) and reader.items()[name] for name in names}
-        serving = Serving(mine, Metrics(CollectorRegistry(), "worker"))
+        more = mine.topics.model_copy(update={"requests_partitions": 3})  # than the shop's `items` has
+        serving = Serving(mine.model_copy(update={"topics": more}), Metrics(CollectorRegistry(), "worker"))
         try:
             wait_for(lambda: serving.caught_up)
             serving.keep_up()
