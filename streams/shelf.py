@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -55,6 +55,9 @@ class Change:
     text_key: bytes  # empty where the item has no words
     own: F32 | None  # the shop's vector, in the text's space
     item: Item  # without vector; `removed` for a null value
+
+    def as_of(self, offset: int) -> Change:
+        return replace(self, offset=offset, item=msgspec.structs.replace(self.item, offset=offset))
 
 
 class Shelf:
@@ -146,21 +149,21 @@ class Shelf:
         """
         topic = self._settings.topic("items")
         seen: set[str] = set()
-        pending: dict[str, Change] = {}
-        behind: list[Change] = []
+        latest: dict[str, Change] = {}
         self._behind = {i for i, k in self._known.items() if not k.removed and k.text_version != self._texts.version}
 
         def on_message(message: Message) -> None:
             key = (message.key() or b"").decode("utf-8", "replace")
             seen.add(key)
             known = self._known.get(key)
-            if known is None or known.offset != message.offset() or not (known.pending or key in self._behind):
+            if known is None or not (known.pending or key in self._behind):
+                return
+            # What was sent again unchanged is not in `item-vectors` under its own offset: what is there came before.
+            if not known.offset <= message.offset() < self.next_offset:
                 return
             change = self._change_of(message, texts)
-            if isinstance(change, Change) and (known.pending or not change.text_key):
-                pending[key] = change
-            elif isinstance(change, Change):
-                behind.append(change)
+            if isinstance(change, Change) and not change.item.removed:
+                latest[key] = change.as_of(known.offset)
 
         texts: dict[str, bytes] = {}
         end = kafka.read_to_end(self._settings, topic, on_message, partition=self.partition)[self.partition]
@@ -170,11 +173,10 @@ class Shelf:
                 f"delete {self._settings.topic('item-vectors')} too and run `headrace topics create`"
             )
         self._found = self._texts.find(texts)
-        self._changes = pending
-        self._behind &= {change.item.item_id for change in (*behind, *pending.values())}  # what can be encoded at all
-        for change in behind:
-            if change.text_key in self._found:
-                self._changes[change.item.item_id] = change
+        self._behind &= latest.keys()  # what can be encoded at all
+        for item_id, change in latest.items():
+            if self._known[item_id].pending or not change.text_key or change.text_key in self._found:
+                self._changes[item_id] = change
             else:
                 self._waiting.setdefault(change.text_key, []).append(change)
         if topics.compacted(self._settings, "items"):
