@@ -266,10 +266,11 @@ class Worker:
         assignment.producer = producer
 
     def _keep_up(self) -> None:
-        """New items, policy versions and encoders, taken between two records."""
-        if self.serving.keep_up():
-            for assignment in self._assignments.values():
-                assignment.engine.serve(self.serving.recommender)
+        """New items, policy versions and encoders, taken between two records; by every partition, also by one that was
+        recovered, in a thread, while the encoder changed."""
+        self.serving.keep_up()
+        for assignment in list(self._assignments.values()):
+            assignment.engine.serve(self.serving.recommender)
 
     async def _release(self, app: Any, revoked: Any, **kwargs: Any) -> None:
         """Faust waits for this: let the commit in flight end. The state stays until it is known who has it next."""
