@@ -30,7 +30,7 @@ SCALARS: tuple[str, ...] = (
     "last_similarity",  # cosine with the latest history item
     "max_similarity",  # largest cosine with the last 5
     "cold",  # 1 if the item has no behaviour yet
-    "own_count",  # log(1 + how often the user took the item) / log(1 + how often the one taken most), 0 if never
+    "own_count",  # log(1 + how often the user took the item) / log 21, at most 1
 )
 
 _SIMILARITY = "similarity"  # s·a

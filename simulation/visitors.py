@@ -20,7 +20,7 @@ from headrace.policy.slates import uniforms
 from headrace.simulation.laws import Laws
 from headrace.simulation.tables import Items, Users
 from headrace.streams.candidates import RECENT
-from headrace.streams.scalars import own_share, scalars
+from headrace.streams.scalars import own_count, scalars
 
 _USER, _CLICK, _CONVERT, _DELAY, _EVOLVE, _ORGANIC, _LEAVE, _DRIFT, _CANDIDATES, _DECIDE = range(10)
 _BROWSED = 32  # an organic view is the dearest of so many random items, by Gumbel-max
@@ -180,11 +180,9 @@ class Visitors:
         recent = self._history
         known = recent != self.items.none
         times = np.zeros(rows.shape, np.float32)
-        of_recent = np.zeros(recent.shape, np.float32)
         for place in range(recent.shape[1]):
             times += (rows == recent[:, place, None]) & known[:, place, None]
-            of_recent += (recent == recent[:, place, None]) & known
-        return own_share(times, of_recent.max(axis=1))
+        return own_count(times)
 
     def query(self) -> Query:
         """The decisions to take now, as a policy reads them in the running system."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.streams.scalars import own_share
+from headrace.streams.scalars import own_count
 from headrace.streams.state import UserState
 
 Own = dict[int, int]  # row -> times, in the order of `own_items`
@@ -36,9 +36,7 @@ def _most_first(item: tuple[int, int]) -> int:
 def own_counts(own: Sequence[Own], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """The scalar `own_count` (B, n) of candidates by row."""
     times = np.zeros(rows.shape, np.float32)
-    most = np.ones(len(own), np.float32)
     for i, mine in enumerate(own):
         if mine:
-            most[i] = next(iter(mine.values()))
             times[i] = [mine.get(row, 0) for row in rows[i].tolist()]
-    return own_share(times, most)
+    return own_count(times)

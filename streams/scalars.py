@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from headrace.policy.features import SCALARS
 
+OFTEN = 20.0  # times: from there on more says nothing
+
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -48,7 +50,7 @@ def scalars(
     """float32 (B, n, m).
 
     `rows` (B, n) and `vectors` (B, n, d) are the candidates; `history` (B, h) are rows and `recent` (B, 5, d)
-    vectors of the latest five, `keys` (B, h) their item keys. All latest first. `own` (B, n): see `own_share`.
+    vectors of the latest five, `keys` (B, h) their item keys. All latest first. `own` (B, n): see `own_count`.
     """
     out = np.zeros((*rows.shape, len(SCALARS)), np.float32)
     known = history != items.none
@@ -81,7 +83,9 @@ def scalars(
     return out
 
 
-def own_share(times: F32, most: F32) -> F32:
-    """own_count (B, n): how often users took the candidates (B, n), in logarithms and shares of what they took most
-    (B,). Shares, for a heavy buyer's five times say less than a rare one's."""
-    return np.asarray(np.log1p(times) / np.log1p(np.maximum(most, 1))[:, None], np.float32)
+def own_count(times: F32) -> F32:
+    """The scalar (B, n) from how often users took the candidates (B, n).
+
+    Not a share of what the user took most: of who took everything once, all would be as strong as a favourite.
+    """
+    return np.asarray(np.minimum(np.log1p(times) / np.log1p(OFTEN), 1), np.float32)

@@ -151,8 +151,9 @@ def test_an_item_known_as_consumed_before_counts_began_counts_from_two():
     assert state.note().taken == {item_key("a"): 2}
 
 
-def test_the_scalar_is_a_share_of_what_the_user_took_most():
+def test_the_scalar_says_how_often_whatever_else_the_user_took():
     rows = np.array([[0, 1, 2], [0, 1, 2]])
     shares = own_counts([{1: 7, 0: 1}, {}], rows)
-    np.testing.assert_allclose(shares[0], [1 / 3, 1, 0], atol=1e-6)
-    assert not shares[1].any()
+    np.testing.assert_allclose(shares[0], [np.log(2) / np.log(21), np.log(8) / np.log(21), 0], atol=1e-6)
+    assert not shares[1].any() and own_counts([{1: 7}], rows[:1])[0, 1] == shares[0, 1]
+    assert own_counts([{0: 20, 1: 500}], rows[:1])[0, :2].tolist() == [1, 1]
