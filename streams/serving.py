@@ -26,9 +26,10 @@ class Serving:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Loads the newest announced artifacts that can be read here, and begins to read the broadcast topics."""
         self._settings, self._metrics = settings, metrics
+        self._refused: set[int] = set()
         self._models = models.load_models(settings, encoders.in_force(settings, refused=self._refuse))
         self._next: Swap | None = None
-        self._refused: set[int] = set()
+        self._heard: dict[int, Announcement] = {}  # newer than what serves
         self._started_ms = time.time() * 1000
         self._cache_counts = (0, 0)
         self._tell()
@@ -80,16 +81,17 @@ class Serving:
     # -- encoders ---------------------------------------------------------------------------------------------------
 
     def _hear(self, announced: list[tuple[int, Announcement]]) -> None:
-        """The newest announcement is prepared, unless it names what serves already."""
-        if not announced:
-            return
-        serial, said = announced[-1]
-        if serial <= self._models.encoders.serial or serial in self._refused:
+        """The newest announcement that is not refused is prepared, unless it names what serves already."""
+        now = self._models.encoders
+        heard = self._heard | dict(announced)
+        self._heard = {n: said for n, said in heard.items() if n > now.serial and n not in self._refused}
+        serial = max(self._heard, default=0)
+        if not serial or (self._next is not None and self._next.serial == serial):
             return
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        now = self._models.encoders
+        said = self._heard[serial]
         if (said.user_version, said.text_version) == (now.user_version, now.text_version):
             self._models.recommender.encoder_serial = serial
             self._models.encoders = replace(now, serial=serial)
@@ -106,6 +108,7 @@ class Serving:
             self._refuse(coming.serial, coming.failure)
             self._next = None
             coming.cancel()
+            self._hear([])  # one before it may be newer than what serves
             return False
         if not coming.ready:
             return False
