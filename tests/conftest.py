@@ -40,6 +40,7 @@ class WaitFor(Protocol):
     def __call__(self, condition: Callable[[], T], deadline: float = 20) -> T: ...
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Integration tests first, all in one process on one broker: they mostly wait, and the other process computes."""
     items.sort(key=lambda item: INTEGRATION not in item.path.parents)
