@@ -48,7 +48,7 @@ class Questions:
             for q, row in zip(part, scores, strict=True):
                 own = row[self.targets[q]]
                 row[self.histories[q]] = -np.inf
-                found[q] = np.count_nonzero(row >= own) - 1  # the target itself is one of them
+                found[q] = len(row) - np.count_nonzero(row < own) - 1  # without itself; last if it is not a number
         return found
 
 

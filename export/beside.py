@@ -11,7 +11,7 @@ from headrace.export import ranking
 from headrace.export.artifact import load
 from headrace.export.item_tower import FILE, ItemTower
 from headrace.export.log import Log
-from headrace.export.train import Recipe, _Course
+from headrace.export.train import Course, Recipe
 from headrace.export.user_model import UserModel
 from headrace.export.validation import item_vectors, rank, word_vectors
 
@@ -22,7 +22,7 @@ def beside(log: Log, *, recipe: Recipe, seed: int, untrained: Path | None = None
     Keys: popular_hit10, popular_ndcg10, untrained_hit10, untrained_ndcg10. Asked are the users whom `train` asks about,
     with the same recipe and seed. `untrained` must be of the log's text space.
     """
-    course = _Course(log, recipe, np.random.default_rng(seed))
+    course = Course(log, recipe, np.random.default_rng(seed))
     history, targets = course.split
     users = np.flatnonzero((targets >= 0) & (np.diff(history.offsets) > 0))
     seen = None if course.repeats else [_rows(history, user) for user in users]

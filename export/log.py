@@ -190,7 +190,7 @@ class Split(NamedTuple):
 
 
 def leave_one_out(log: Log) -> Split:
-    """The last wanted item of every user who has at least two, and all that came before it."""
+    """The last wanted item of every user who did something before it, and all that came before it."""
     history = log.without_last()
     wanted = np.flatnonzero(log.wanted)
     targets = np.full(len(log.users), -1, np.int32)

@@ -15,6 +15,8 @@ TOP = 10
 def ranks(states: F32, items: F32, targets: I64, seen: list[NDArray[np.int32]] | None) -> I64:
     """states (n, d), items (N, d), targets (n,) → how many items stand before each target; ties stand before it.
 
+    Where a target's score is not a number, all stand before it: a model that diverged is chosen last.
+
     `seen`: the rows of the items each user has met, which are out of the running; None where repeats are meant.
     """
     found = np.empty(len(states), np.int64)
@@ -27,7 +29,7 @@ def ranks(states: F32, items: F32, targets: I64, seen: list[NDArray[np.int32]] |
             met = seen[rows]
             scores[np.repeat(n, [len(one) for one in met]), np.concatenate(met)] = -np.inf
         scores[n, targets[rows]] = -np.inf
-        found[rows] = (scores >= own[:, None]).sum(axis=1)
+        found[rows] = scores.shape[1] - (scores < own[:, None]).sum(axis=1)
     return found
 
 

@@ -102,7 +102,7 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    course = _Course(log, recipe, random)
+    course = Course(log, recipe, random)
     items = ItemModel(course.log, dim=config.dim, id_dropout=recipe.id_dropout, ids=recipe.ids)
     net = _Net(make(config), items, recipe).to(device)
     standing = Standing(run=_name(log, recipe, config, seed))
@@ -152,15 +152,15 @@ class _Net(nn.Module):
         return self.model(vectors, types, gaps)  # type: ignore[no-any-return]
 
 
-class _Course:
+class Course:
     """The log cut into windows, and the part that is kept for validation."""
 
     def __init__(self, log: Log, recipe: Recipe, random: np.random.Generator) -> None:
         self.recipe = recipe
         split = leave_one_out(log) if recipe.validation == "last item" else temporal(log)
         self.log = split.history
-        asked = random.permutation(np.flatnonzero(split.targets >= 0))[recipe.validation_users :]
-        split.targets[asked] = -1
+        too_many = random.permutation(np.flatnonzero(split.targets >= 0))[recipe.validation_users :]
+        split.targets[too_many] = -1
         self.split = split
         self.gaps = gap_buckets(self.log)
         self.windows = training_windows(self.log, window=recipe.window)
@@ -184,7 +184,7 @@ class _Course:
         return ranking.metrics(found.ranks)
 
 
-def _epoch(run: checkpoint.Run, course: _Course, tell: Callable[[float], None]) -> float:
+def _epoch(run: checkpoint.Run, course: Course, tell: Callable[[float], None]) -> float:
     """→ the mean loss of the epoch's batches."""
     net = run.net
     assert isinstance(net, _Net)
@@ -202,7 +202,7 @@ def _epoch(run: checkpoint.Run, course: _Course, tell: Callable[[float], None]) 
     return float(np.mean(losses))
 
 
-def _loss(net: _Net, course: _Course, chosen: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+def _loss(net: _Net, course: Course, chosen: NDArray[np.int64], random: np.random.Generator) -> Tensor:
     device = net.log_temperature.device
     # 1. The windows' events, and the items to foretell from them.
     events, pairs = tokens(course.log, course.gaps, course.windows, chosen), course.windows.of(chosen)
@@ -254,7 +254,7 @@ def _optimiser(net: _Net, recipe: Recipe) -> torch.optim.Optimizer:
     )  # fmt: skip
 
 
-def _set_rates(optimiser: torch.optim.Optimizer, course: _Course, epoch: float) -> None:
+def _set_rates(optimiser: torch.optim.Optimizer, course: Course, epoch: float) -> None:
     """A short rise, then a half cosine over all epochs (Loshchilov & Hutter 2017, eq. 5). `epoch` counts from 0."""
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / course.epochs)))
     for group in optimiser.param_groups:
@@ -269,7 +269,7 @@ def _share_of_repeats(log: Log) -> float:
 
 
 @torch.no_grad()
-def _spread_unmet(model: UserModel, course: _Course) -> None:
+def _spread_unmet(model: UserModel, course: Course) -> None:
     """A type that training never met stands for "some event", a gap that it never met for the nearest that it did."""
     codes = np.flatnonzero(~np.isin(np.arange(model.config.type_codes), [0, *np.unique(course.log.types)]))
     for table in (model.type_in, model.type_weight):

@@ -126,17 +126,24 @@ def test_a_checkpoint_of_another_run_is_refused(log: Log, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_half_written_leaves_the_one_before(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: Log, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    train(log, recipe=replace(QUICK, epochs=4, patience=1), config=config(), checkpoint_dir=tmp_path)
+    def die(progress: Progress) -> None:
+        if progress.epoch == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(log, recipe=QUICK, config=config(), checkpoint_dir=tmp_path, progress=die)
     before = (tmp_path / "progress.json").read_bytes()
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
-    with pytest.raises(OSError):
-        train(log, recipe=replace(QUICK, epochs=4), config=config(), checkpoint_dir=tmp_path / "other")
+    with monkeypatch.context() as full, pytest.raises(OSError):
+        full.setattr(checkpoint.os, "replace", fail)
+        train(log, recipe=QUICK, config=config(), checkpoint_dir=tmp_path)
     assert (tmp_path / "progress.json").read_bytes() == before
+    resumed = train(log, recipe=QUICK, config=config(), checkpoint_dir=tmp_path)
+    assert all((a == b).all() for a, b in zip(weights(trained), weights(resumed), strict=True))
 
 
 def test_it_stops_early_and_returns_the_best(log: Log) -> None:
