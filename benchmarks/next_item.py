@@ -207,8 +207,8 @@ paired user by user, pooled over the seeds that ran; intervals are of 95 %, from
 seconds are of one core, with the choice and the scoring of validation. SASRec and GRU4Rec learn by cross-entropy over
 the whole catalogue; on the small set they choose their dropout by validation, on the large one they have one recipe and
 early stopping. `headrace` is `headrace.export.train` with its defaults; `untrained` is the encoder that a shop has
-before it trains one. LastFM has no texts: there `headrace` is ids alone. Planned are {seeds_planned} seeds each; where the
-column says fewer, the rest has not run yet, and the same command goes on with them.
+before it trains one. LastFM has no texts: there `headrace` is ids alone. Planned are {seeds_planned} seeds
+each; where the column says fewer, the rest has not run yet, and the same command goes on with them.
 """
 
 
