@@ -39,6 +39,8 @@ _PROBE_TITLES = 2_000  # over which int8's loss is measured
 class TextTower(torch.nn.Module):
     """token ids (B, L), attention mask (B, L) → unit vectors (B, dim)."""
 
+    centre: torch.Tensor | None  # (dim,), of a tuned model: what a shop's texts have in common, taken off every vector
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -60,6 +62,7 @@ class TextTower(torch.nn.Module):
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         if tokenizer.pad_token_id is None:  # decoders are trained without one; it is masked in any case
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        self.register_buffer("centre", None)
         self.eval()  # the wrapper: in training mode the reference would run with dropout
 
     @classmethod
@@ -109,7 +112,7 @@ class TextTower(torch.nn.Module):
         shares = weights(attention_mask, self.pooling).unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * shares).sum(1) / shares.sum(1).clamp(min=1e-9)
         vectors: torch.Tensor = pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        return vectors
+        return vectors if self.centre is None else centred(vectors, self.centre)
 
     @property
     def max_length(self) -> int:
@@ -146,6 +149,13 @@ class TextTower(torch.nn.Module):
             if progress is not None:
                 progress(start + len(rows), len(order))
         return vectors
+
+
+def centred(vectors: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Unit vectors (B, dim) less their common part, unit again (Mu & Viswanath 2018, arXiv 1702.01417, without D)."""
+    off = vectors - centre
+    unit: torch.Tensor = off / off.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
 def export(
