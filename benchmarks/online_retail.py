@@ -24,7 +24,6 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ import pyarrow.parquet
 from online_retail_invoices import SHOWN, Baselines, Invoice, Tally, gain, invoices_of, middle_of
 from system import System, machine, total, write
 
+from headrace.export.defaults import ensure_user
 from headrace.streams import kafka
 from headrace.streams.load import load_items, replay_events
 from headrace.streams.recommendation import Recommendation
@@ -44,12 +44,6 @@ MAPPING = Path(__file__).parents[1] / "examples/mappings/online-retail-ii.toml"
 _STUCK_S = 60.0
 _HISTORY = 50
 _decode = msgspec.json.Decoder(Recommendation).decode
-
-
-@dataclass(frozen=True)
-class Slate:
-    arm: str
-    items: list[str]
 
 
 def settings_of(data_dir: str, address: str, *, shelf: str, encoder: str) -> Settings:
@@ -84,10 +78,11 @@ def main() -> None:
         path = DATA if given.rows is None else _beginning(DATA, Path(folder), given.rows)
         invoices = invoices_of(path)
         encoder = given.encoder or trained(path, Path(folder), middle_of(invoices))
+        encoders = {"trained": str(encoder), "untrained": str(ensure_user())}
         figures["shelves"] = {}
         for shelf in ("home", "new"):
             tallies: dict[str, Tally] = {}
-            for name, artifact in (("trained", str(encoder)), ("untrained", "default")):
+            for name, artifact in encoders.items():
                 data = Path(folder) / f"{shelf}-{name}"
                 data.mkdir()
                 with System(data, partial(settings_of, shelf=shelf, encoder=artifact)) as system:
@@ -166,33 +161,33 @@ def _committed(system: System, topic: str) -> Iterable[kafka.Message]:
 # -- what the slates hit ----------------------------------------------------------------------------------------------
 
 
-def slates_of(system: System) -> dict[str, tuple[list[int], list[Slate]]]:
+def slates_of(system: System) -> dict[str, tuple[list[int], list[list[str]]]]:
     """{user: (event times, slates)} of all recommendations, in the order they were made."""
-    found: dict[str, tuple[list[int], list[Slate]]] = defaultdict(lambda: ([], []))
+    found: dict[str, tuple[list[int], list[list[str]]]] = defaultdict(lambda: ([], []))
 
     def on_message(message: kafka.Message) -> None:
         slate = _decode(message.value() or b"")
         times, slates = found[slate.user_id]
         times.append(slate.ts)
-        slates.append(Slate(slate.policy.arm, [item.item_id for item in slate.items[:SHOWN]]))
+        slates.append([item.item_id for item in slate.items[:SHOWN]])
 
     kafka.read_to_end(system.settings, system.settings.topic("recommendations"), on_message)
     return found
 
 
 def judged(
-    slates: dict[str, tuple[list[int], list[Slate]]], invoices: Sequence[Invoice]
+    slates: dict[str, tuple[list[int], list[list[str]]]], invoices: Sequence[Invoice]
 ) -> tuple[Tally, dict[str, Tally]]:
-    """What the latest slates before the invoices of the second half foretold, and what the baselines did: of users of
-    the arm `policy` who had bought before."""
+    """What the latest slates before the invoices of the second half foretold, and what the baselines did: of users who
+    had bought before."""
     middle, ours, baselines = middle_of(invoices), Tally(), Baselines(invoices)
     for invoice in invoices:
         if invoice.ts >= middle and baselines.knows(invoice.user):
             times, made = slates.get(invoice.user, ([], []))
             before = bisect_left(times, invoice.ts)
-            if before and made[before - 1].arm == "policy":
-                ours.add(invoice, made[before - 1].items, baselines.bought[invoice.user])
-                baselines.judge(invoice)
+            shown = made[before - 1] if before else []  # a slate that came too late shows nothing
+            ours.add(invoice, shown, baselines.bought[invoice.user])
+            baselines.judge(invoice)
         baselines.learn(invoice)
     return ours, baselines.tallies
 
