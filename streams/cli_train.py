@@ -78,7 +78,8 @@ def train(
     read = _read(settings, log, items, mapping, _erased(settings, erased, erasures), until_ms)
     chosen: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     chosen |= {"window": settings.worker.history, "validation": "time" if validate is Validate.time else "last item"}
-    manifest = _trained(read, out, chosen, seed=seed, device=device, training=training)
+    text = settings.catalogue.text_model
+    manifest = _trained(read, out, chosen, text=text, seed=seed, device=device, training=training)
     _summary(manifest, out)
     _clear(training)
 
@@ -191,20 +192,17 @@ def _read(
 
 
 def _trained(
-    read: TrainingLog, out: Path, recipe: dict[str, Any], *, seed: int, device: str, training: Path
+    read: TrainingLog, out: Path, recipe: dict[str, Any], *, text: str, seed: int, device: str, training: Path
 ) -> Manifest:
-    """Loads torch."""
+    """Loads torch. `text` names the text encoder: the untrained encoder that serves over it stands beside."""
     from headrace.export import to_onnx
-    from headrace.export.artifact import load
     from headrace.export.beside import beside
     from headrace.export.defaults import ensure_user
     from headrace.export.train import Recipe, train
 
     _quiet()
     log, made = read.log, Recipe(**recipe)
-    default = ensure_user()
-    same = load(default, "user").manifest.text_version == read.text_version
-    known = beside(log, recipe=made, seed=seed, untrained=default if same else None)
+    known = beside(log, recipe=made, seed=seed, untrained=ensure_user(text=text))
     with _progress() as tell:
         trained = train(
             log, recipe=made, seed=seed, device=device, checkpoint_dir=training,
