@@ -31,7 +31,7 @@ def beside(log: Log, *, recipe: Recipe, seed: int, untrained: Path | None = None
     found = {"popular": ranking.ranks(anybody, counts[:, None], targets[users].astype(np.int64), seen)}
     if untrained is not None:
         tower = ItemTower.load(load(untrained, "user").file(FILE))
-        model = UserModel.from_pretrained(untrained)
+        model = UserModel.from_pretrained(untrained, use_safetensors=True)
         items, words = item_vectors(tower, log), word_vectors(tower, log)
         found["untrained"] = rank(
             model, course.split, items=items, words=words, repeats=course.repeats, window=recipe.window
