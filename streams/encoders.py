@@ -93,15 +93,12 @@ def in_force(settings: Settings, *, refused: Callable[[int, ArtifactMismatch], N
     return of_settings(settings)
 
 
-def text_of(settings: Settings, said: Announcement | None) -> Path:
-    """Where the text encoder lies that an announcement names, or, for None, the settings. Raises ArtifactMismatch."""
+def text_of(settings: Settings) -> Path:
+    """Where the settings' text encoder lies. Raises ArtifactMismatch."""
     try:
-        found = artifact.load(ensure_text(settings.catalogue.text_model if said is None else said.text), "text")
+        return artifact.load(ensure_text(settings.catalogue.text_model), "text").path
     except artifact.ArtifactError as error:
         raise ArtifactMismatch(str(error)) from None
-    if said is not None:
-        _check("text", said.text, found.version, said.text_version)
-    return found.path
 
 
 def state_dim(settings: Settings) -> int:

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from confluent_kafka import TopicPartition
 
 from headrace.streams import encoders, kafka
-from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.records import Announcement
 from headrace.streams.settings import Settings
 from headrace.streams.texts import TextEncoder
@@ -35,7 +34,7 @@ class Follow:
         for serial, announced in reversed(said):
             try:
                 return self._took(self._load(announced))
-            except ArtifactMismatch as error:
+            except Exception as error:
                 _log.warning("text encoder of announcement %s is refused: %s", serial, error)
         return self._took(self._load(None))
 
@@ -50,7 +49,7 @@ class Follow:
             coming, self._coming = self._coming, None
             try:
                 encoder = coming.result()
-            except ArtifactMismatch as error:
+            except Exception as error:
                 _log.warning("an announced text encoder is refused, the one before goes on: %s", error)
             else:
                 if encoder.version != self._version:
@@ -70,5 +69,6 @@ class Follow:
         return encoder
 
     def _load(self, said: Announcement | None) -> TextEncoder:
-        path = encoders.text_of(self._settings, said)
+        """Of an announcement both artifacts are looked at: where workers must refuse, items stay as they are."""
+        path = encoders.text_of(self._settings) if said is None else encoders.resolve(0, said).text
         return TextEncoder(path, threads=self._settings.catalogue.threads)

@@ -40,16 +40,6 @@ class WaitFor(Protocol):
     def __call__(self, condition: Callable[[], T], deadline: float = 20) -> T: ...
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Integration tests first, all in one process on one broker: they mostly wait, and the other process computes."""
-    items.sort(key=lambda item: INTEGRATION not in item.path.parents)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if INTEGRATION in item.path.parents:
-                item.add_marker(pytest.mark.xdist_group("broker"))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where CI runs, everything is there: an integration test that is skipped tells of a missing part."""

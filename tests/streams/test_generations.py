@@ -113,7 +113,7 @@ OTHERS = st.tuples(st.sampled_from(["read", "encode", "restart"]))
 STORY = st.lists(st.one_of(CHANGES, CHANGES, EVENTS, EVENTS, OTHERS), min_size=5, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(story=STORY)
 def test_a_cached_state_is_a_rebuilt_one_whatever_became_of_the_items(story: list[tuple[object, ...]]) -> None:
     catalogue, worker, unread = Catalogue(), Worker(), list[Item | Old]()

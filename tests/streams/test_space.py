@@ -67,7 +67,7 @@ def bits(learner: Learning) -> dict[str, bytes]:
     kills=st.lists(st.integers(1, 70), max_size=3),
     dim=st.sampled_from([DIM, 2 * DIM]),
 )
-@hypothesis_settings(max_examples=12, deadline=None)
+@hypothesis_settings(max_examples=8, deadline=None)
 def test_a_killed_learner_changes_over_as_one_that_never_stopped(
     seed: int, at: int, late: int, kills: list[int], dim: int
 ) -> None:
