@@ -10,8 +10,9 @@ import pytest
 
 from headrace.policy import checks
 from headrace.policy.actor import Actor
+from headrace.policy.features import SCALARS
 
-D, C, M = 6, 2, 10
+D, C, M = 6, 2, len(SCALARS)
 
 
 def trained(seed: int = 0, *, activation: str = "tanh") -> Actor:
