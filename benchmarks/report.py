@@ -73,41 +73,6 @@ def standard_load(f: Figures) -> str:
     return "\n".join([*lines, _machine(f["machine"])])
 
 
-def online_retail(f: Figures) -> str:
-    accounts = (
-        f"{f['sent']:,} = {f['applied']:,} applied + {f['duplicates']:,} duplicates"
-        f" + {f['dead_letters']:,} dead letters"
-    )
-    hits = [
-        (name, f"{found['share']:.4f}", f"{found['invoices']:,}")
-        for name, found in sorted(f["hit_share"].items(), key=lambda pair: -pair[1]["share"])
-        if name != "none"
-    ]
-    baselines = [
-        (f"baseline: {name.replace('_', ' ')}", f"{share:.4f}", "")
-        for name, share in sorted(f["published_baselines"].items(), key=lambda pair: -pair[1])
-    ]
-    return "\n".join(
-        [
-            "## A real shop's year: Online Retail II 2009–2010\n",
-            _table(
-                "all of it at full speed through all roles",
-                [
-                    ("events sent", accounts, ""),
-                    ("not accounted for", f"{f['unaccounted_for']:,}", "0"),
-                    ("events a second", f"{f['events_per_s']:,}", ""),
-                    ("decisions", f"{f['decisions']:,}", ""),
-                ],
-            ),
-            _RETAIL,
-            "| ten items from | share of lines | invoices |\n|---|---|---|",
-            *(f"| {name} | {share} | {invoices} |" for name, share, invoices in [*hits, *baselines]),
-            "",
-            _machine(f["machine"]),
-        ]
-    )
-
-
 def worker_memory(f: Figures) -> str:
     rows = [
         ("worker's memory a user", f"{f['worker_bytes_a_user']:,} bytes", "≤ 4,000"),
@@ -134,7 +99,7 @@ def _written_by(benchmark: str) -> Callable[[Figures], str]:
 
 SECTIONS = {
     "standard_load": standard_load,
-    "online_retail": online_retail,
+    "online_retail": _written_by("online_retail"),
     "worker_memory": worker_memory,
     "policy_speed": _written_by("policy_speed"),
     "exactness": _written_by("exactness"),
@@ -153,16 +118,12 @@ SECTIONS = {
     "next_item": _written_by("next_item"),
     "user_forms": _written_by("user_forms"),
     "texts": _written_by("texts"),
+    "cold_items": _written_by("cold_items"),
 }
 
 _STANDARD = """\
 Zipf over 100,000 users and 20,000 items; views, clicks, carts and purchases that each make their user due; slates of 10
 from 120 candidates; every role a process of its own (`benchmarks/load.py`, `benchmarks/standard_load.py`).
-"""
-_RETAIL = """\
-Of each invoice's lines in the second half of the year, the share that stood in its user's latest ten items before it;
-users without an earlier purchase are left out. Nobody saw these slates, so no policy learned from them: the arms show
-what popularity and co-occurrence make of the log. The last three are the baselines in the data's README.
 """
 
 
