@@ -246,8 +246,8 @@ same choice as the second half, but that was seen too.
 
 One list of ten cannot do both: a repeat is ten times as likely as any first purchase, so that a list for all lines
 holds hardly a new item, and co-occurrence's ten find more first purchases (.0226) by finding half of the repeats. On a
-shelf for what is new they are foretold better than by co-occurrence's ten; held to the same shelf, co-occurrence with the
-whole last invoice, which goes on counting new items all year, is ahead.
+shelf for what is new they are foretold better than by co-occurrence's ten; held to the same shelf, co-occurrence with
+the whole last invoice, which goes on counting new items all year, is ahead.
 """
 _SHELVES = {
     "home": "**Anything may be shown** (ahead: on all lines)\n",
