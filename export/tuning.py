@@ -41,7 +41,7 @@ MARGIN = 0.05  # the tuned model goes out if it is better by this share, and sur
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to tune. The defaults were chosen on texts held out of training (docs/tuning.md)."""
+    """How to tune. docs/tuning.md says on what the defaults were tried out."""
 
     blocks: int = 1  # the last ones, which get adapters
     rank: int = 16
