@@ -134,7 +134,8 @@ def _read(settings: Settings, name: str, take: Callable[[kafka.Message], None]) 
                 advance(count, f"{count:,} messages")
             take(message)
 
-        kafka.read_to_end(settings, topic, on_message)
+        for partition in sorted(known):  # one after the other: the same log again is read in the same order
+            kafka.read_to_end(settings, topic, on_message, partition=partition)
 
 
 @dataclass

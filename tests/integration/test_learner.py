@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from prometheus_client import CollectorRegistry
 
-from headrace.export.artifact import MANIFEST, SCHEMA, Manifest
 from headrace.streams import kafka, topics
 from headrace.streams.broker import Broker
 from headrace.streams.errors import Fatal, HeadraceError
@@ -67,8 +65,8 @@ def session(settings: Settings, metrics: Metrics | None = None) -> Iterator[Sess
         running.close()
 
 
-def shown(name: str = "r-1") -> Transitions:
-    return make_transitions(make_opened(name, d=DIM, c=1), make_impression(name, positions=[0, 1, 2]), tick=True)
+def shown(name: str = "r-1", *, d: int = DIM) -> Transitions:
+    return make_transitions(make_opened(name, d=d, c=1), make_impression(name, positions=[0, 1, 2]), tick=True)
 
 
 def click(name: str = "r-1", **changes: Any) -> Transitions:
@@ -106,12 +104,8 @@ def test_an_outcome_is_in_a_committed_version_within_a_second(settings: MakeSett
 @pytest.mark.crash
 def test_killed_it_ends_bit_for_bit_where_a_fresh_learner_ends(tmp_path: Path, wait_for: WaitFor) -> None:
     """Real processes, a network trained on the way; kill -9 of the learner, then of the broker."""
-    manifest = Manifest(
-        kind="user", schema=SCHEMA, source="a test", dims={"state": DIM}, pooling="", opset=0, files={}, parity={}
-    )
-    (tmp_path / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-    log = make_log(1, messages=900, d=DIM, c=1, k=30)
-    last = [*log[600:], shown("the-last"), *[make_transitions(tick=True)] * 40]
+    log = make_log(1, messages=900, d=64, c=1, k=30)
+    last = [*log[600:], shown("the-last", d=64), *[make_transitions(tick=True)] * 40]
     with Broker(tmp_path / "broker") as broker:
 
         def make(name: str) -> Settings:
@@ -120,7 +114,6 @@ def test_killed_it_ends_bit_for_bit_where_a_fresh_learner_ends(tmp_path: Path, w
                 kafka={"bootstrap.servers": broker.bootstrap},
                 topics={"prefix": f"{name}."},
                 metrics={"port": 0},
-                encoder={"artifact": str(tmp_path)},
                 learner={"open_decisions": 300},
                 gate={"guard": False},  # propensities of a made-up log are no draws: a guardrail would see that
             )
