@@ -3,8 +3,8 @@
     python benchmarks/hot_swap.py [--rate 1000] [--before 20] [--after 40]
 
 A producer sends `rate` events/s. After `before` seconds another user encoder is announced: the default one with its
-item tower turned, a whole artifact of another version. Then one that is not there. One slate in 16 is timed from the send
-of the event that it names to its arrival outside, as in standard_load.py.
+item tower turned, a whole artifact of another version. Then one that is not there. One slate in 16 is timed from the
+send of the event that it names to its arrival outside, as in standard_load.py.
 """
 
 from __future__ import annotations
@@ -117,10 +117,11 @@ def section(figures: dict[str, Any]) -> str:
         f"| {when} | {ms['p50']:.0f} | {ms['p99']:.0f} | {ms['max']:.0f} | {ms['sampled']} |"
         for when, ms in figures["freshness_ms"].items()
     )
+    took = figures["made_ready_and_taken_s"]
     return f"""## Changing the encoder
 
 `make bench NAME=hot_swap`: another user encoder is announced under {figures["rate"]:,} events/s, then one that
-is not there, which is refused. Made ready and taken in {figures["made_ready_and_taken_s"]:.1f} s beside the serving one.
+is not there, which is refused. Made ready and taken in {took:.1f} s beside the serving one.
 Milliseconds from an event's send to its slate, one slate in 16:
 
 | | p50 | p99 | longest | slates |

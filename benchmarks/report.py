@@ -118,6 +118,7 @@ SECTIONS = {
     "next_item": _written_by("next_item"),
     "user_forms": _written_by("user_forms"),
     "texts": _written_by("texts"),
+    "hot_swap": _written_by("hot_swap"),
     "cold_items": _written_by("cold_items"),
 }
 
