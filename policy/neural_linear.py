@@ -30,6 +30,7 @@ from headrace.policy.slates import Choice, Votes
 _A0 = _B0 = 6.0  # prior of the noise: Riquelme et al., appendix A
 _CHUNK = 4096  # examples of the memory in one product
 _TRUNK = "trunk."
+_LARGEST_SCALE = 4.0  # of a unit, after one training
 _TRAINING = "headrace.policy.trunk_training"
 
 
@@ -128,9 +129,14 @@ class NeuralLinear(Ranking):
         self._trainings += 1
 
     def _scale_trunk(self, z: F32) -> None:
-        """Gives |z|² the mean 1, each live unit an equal share: one ridge fits all. ReLU lets a scale pass through."""
+        """Gives |z|² the mean 1, each live unit an equal share: one ridge fits all. ReLU lets a scale pass through.
+
+        A unit had its share before training. One that lost nearly all of it hardly fires any more, and stays small:
+        with a full share on average it would be huge where it does fire.
+        """
         size = np.sqrt(np.square(z, dtype=np.float64).mean(axis=0))
-        scale = np.where(size > 1e-6, 1 / np.maximum(size, 1e-6) / np.sqrt(trunk.OUT), 1.0).astype(np.float32)
+        scale = np.minimum(1 / np.maximum(size, 1e-6) / np.sqrt(trunk.OUT), _LARGEST_SCALE).astype(np.float32)
+        scale[size <= 1e-6] = 1.0
         self._trunk["out"] *= scale[:, None]
         self._trunk["out_bias"] *= scale
         z *= scale

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from headrace.policy import trunk
 from headrace.policy.base import Examples
 from headrace.policy.checks import bits, corrections, make_examples, make_query, take
 from headrace.policy.linear import LinTS
@@ -202,3 +203,18 @@ def test_a_snapshot_of_the_version_before_keeps_its_noise() -> None:
     del meta["count"]
     restored.restore(arrays, meta)
     assert restored.noise() == pytest.approx(policy.noise())
+
+
+def test_a_unit_that_hardly_fires_stays_small() -> None:
+    """With a full share on average it would be huge where it does fire, and a guardrail would roll the policy back."""
+    policy = NeuralLinear(dim=4, contexts=0)
+    z = np.full((1_000, trunk.OUT), 0.25, np.float32)
+    z[:, 3], z[0, 3] = 0, 0.01  # dying
+    z[:, 5] = 0  # dead
+    before = policy._trunk["out"].copy()
+    policy._scale_trunk(z)
+    alive = [unit for unit in range(trunk.OUT) if unit not in (3, 5)]
+    np.testing.assert_allclose(np.square(z[:, alive]).mean(axis=0), 1 / trunk.OUT, rtol=1e-5)
+    assert z[0, 3] < 0.1 and not z[:, 5].any()
+    assert np.abs(policy._trunk["out"][3]).max() <= 4 * np.abs(before[3]).max()
+    np.testing.assert_array_equal(policy._trunk["out"][5], before[5])
