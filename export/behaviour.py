@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.export.errors import ExportError
 from headrace.export.log import Log
 
 F32 = NDArray[np.float32]
@@ -106,7 +107,7 @@ def behaviour(log: Log, titles: Sequence[str], *, seed: int, held_out: float = 0
     windows = [window for h in histories if len(window := _without_repeats(h[role[h] == 0])) > 1]
     stopping, judging = (_questions(histories, role == part, random) for part in (1, 2))
     if min(len(stopping.targets), len(judging.targets)) < _FEW_QUESTIONS:
-        raise ValueError(
+        raise ExportError(
             f"the log asks {len(judging.targets)} users about a held-out item, {_FEW_QUESTIONS} are needed to judge "
             "by: tune on a longer log, or serve the model as it is"
         )

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from headrace.export.errors import ExportError
+
 _FILE = "progress.json"
 
 
@@ -86,7 +88,7 @@ def restore(run: Run, folder: Path) -> bool:
     try:
         standing = msgspec.json.decode((folder / _FILE).read_bytes(), type=Standing)
         if standing.run != run.standing.run:
-            raise ValueError(
+            raise ExportError(
                 f"{folder}: a checkpoint of another log or recipe; name another folder, or delete it to begin anew"
             )
         arrays = load_file(folder / Path(standing.arrays).name)
@@ -104,7 +106,9 @@ def restore(run: Run, folder: Path) -> bool:
         if "cuda" in arrays and torch.cuda.is_available():
             torch.cuda.set_rng_state(arrays["cuda"])
     except (OSError, KeyError, RuntimeError, SafetensorError, msgspec.DecodeError) as error:
-        raise ValueError(f"{folder}: the checkpoint cannot be read ({_line(error)}); delete it to begin anew") from None
+        raise ExportError(
+            f"{folder}: the checkpoint cannot be read ({_line(error)}); delete it to begin anew"
+        ) from None
     run.standing = standing
     return True
 

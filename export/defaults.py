@@ -50,7 +50,7 @@ def ensure_user(
     taken = _taken_as_it_is(setting)
     if taken is None and setting != DEFAULT_USER:
         raise ArtifactError(
-            f'{setting}: no such folder; name the folder of a user encoder\'s artifact, or "{DEFAULT_USER}"'
+            f'{setting}: no artifact lies there; name the folder of a user encoder\'s artifact, or "{DEFAULT_USER}"'
         )
     if taken is not None:
         return taken

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from headrace.export.errors import ExportError
 from headrace.export.names import N_TYPE_CODES, type_code
 
 F32 = NDArray[np.float32]
@@ -206,11 +207,11 @@ def temporal(log: Log, *, share: float = 0.1) -> Split:
     """
     wanted = np.flatnonzero(log.wanted)
     if len(wanted) == 0:
-        raise ValueError("log: no event of an item that somebody wanted")
+        raise ExportError("log: no event of an item that somebody wanted")
     moment = int(np.quantile(log.seconds[wanted], 1 - share, method="higher"))
     history = log.before(moment)
     if len(history.items) == 0:
-        raise ValueError("log: all events are of one moment, a split in time needs two")
+        raise ExportError("log: all events are of one moment, a split in time needs two")
     late = wanted[log.seconds[wanted] >= moment][::-1]
     targets = np.full(len(log.users), -1, np.int32)
     targets[log.owners[late]] = log.items[late]  # backwards: the first one stays

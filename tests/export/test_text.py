@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +202,13 @@ def test_a_model_that_is_nowhere_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"'no/such-model' cannot be loaded.*name a folder with its weights") as error:
         text.TextTower.from_name("no/such-model")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"), [(["--model", "/no/such"], "cannot be loaded"), (["--pooling", "max"], "choose from mean")]
+)
+def test_a_mistake_is_told_as_one_and_not_as_a_bug(asked: list[str], says: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "headrace.streams.cli", "export", "text", str(tmp_path / "out"), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and says in done.stderr and "--debug" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -85,6 +85,7 @@ def test_an_encoder_is_swapped_under_load(settings: MakeSettings, wait_for: Wait
         decisions={"assume_shown": True},
         arms={"shares": {"policy": 0.9, "random": 0.1}},
         policy={"name": "lints"},
+        worker={"busy_within": 0},  # so few users do more than people do: they would teach nothing
     )
     old, new = artifact.load(ensure_user(), "user").version, another(tmp_path / "new", turned)
     with (
