@@ -15,9 +15,9 @@ import msgspec
 from load import settings_of
 
 from headrace.export.names import type_code
+from headrace.streams.describe import Ask
 from headrace.streams.models import broadcast, load_models
 from headrace.streams.policies import arm_of
-from headrace.streams.recommend import Ask
 from headrace.streams.records import item_key
 from headrace.streams.state import UserState, short_hash
 

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.streams import http, kafka, topics
 from headrace.streams.broker import Broker
-from headrace.streams.engine import PROGRESS, Progress, decode_progress
+from headrace.streams.changelog import PROGRESS, Progress, decode_progress
 from headrace.streams.records import decode_item
 from headrace.streams.settings import Settings
 from headrace.streams.supervise import ROLES, Supervisor

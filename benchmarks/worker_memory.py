@@ -22,8 +22,8 @@ from system import System, machine, rss_bytes, write
 
 from headrace.export.names import type_code
 from headrace.streams import kafka
+from headrace.streams.changelog import user_key
 from headrace.streams.decisions import arm_code
-from headrace.streams.engine import user_key
 from headrace.streams.partition import partition_of
 from headrace.streams.records import item_key
 from headrace.streams.settings import Settings

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from numpy.typing import NDArray
 
 from headrace.streams import kafka
-from headrace.streams.engine import PROGRESS, Progress, decode_progress
+from headrace.streams.changelog import PROGRESS, Progress, decode_progress
 from headrace.streams.kafka import Message
 from headrace.streams.records import decode_item, decode_policy_version
 from headrace.streams.settings import Settings

@@ -19,13 +19,14 @@ from headrace.simulation.catalogue import Catalogue
 from headrace.simulation.settings import HOUR_MS
 from headrace.simulation.tally import Decided
 from headrace.simulation.world import Interaction, World
+from headrace.streams.describe import Ask, Describer
 from headrace.streams.encoder import UserEncoder
 from headrace.streams.engine import Engine
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
 from headrace.streams.messages import ShopItem
 from headrace.streams.policies import Policies
-from headrace.streams.recommend import Ask, Recommender
+from headrace.streams.recommend import Recommender
 from headrace.streams.records import Batch, Closed, Event, Item, decode_transitions
 from headrace.streams.settings import Settings, cache_dir
 from headrace.streams.texts import TextEncoder
@@ -64,16 +65,20 @@ class Played:
     oracle: dict[str, float] = field(default_factory=dict)
 
 
-class ShuffledRecommender(Recommender):
-    """Every decision gets the state vector of some other, recent decision: all else is as it was."""
-
-    def _encode(self, asks: Sequence[Ask]) -> F32:
-        states = super()._encode(asks)
+class _ShuffledDescriber(Describer):
+    def encode(self, asks: Sequence[Ask]) -> F32:
+        states = super().encode(asks)
         pool: list[F32] = self.__dict__.setdefault("_pool_of_states", [])
         rng = self.__dict__.setdefault("_pool_rng", np.random.default_rng(0))
         pool.extend(states)
         del pool[:-_POOL]
         return np.stack([pool[int(rng.integers(len(pool)))] for _ in asks])
+
+
+class ShuffledRecommender(Recommender):
+    """Every decision gets the state vector of some other, recent decision: all else is as it was."""
+
+    describing = _ShuffledDescriber
 
 
 class Models:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from headrace.simulation.shop import Planted
 from headrace.streams import kafka
-from headrace.streams.engine import PROGRESS, Progress, decode_progress
+from headrace.streams.changelog import PROGRESS, Progress, decode_progress
 from headrace.streams.kafka import Message
 from headrace.streams.records import (
     Closed,

@@ -9,7 +9,7 @@ for). So a score begins as the chance that this candidate, of all that would be 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from headrace.policy.base import Examples, Policy
 from headrace.policy.behaviour import WEIGHTS
 from headrace.simulation.loop import Models
+from headrace.streams.describe import Ask, Describer
 from headrace.streams.engine import Engine
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
 from headrace.streams.messages import ShopItem
 from headrace.streams.policies import Policies
-from headrace.streams.recommend import Ask, Decision, Recommender
+from headrace.streams.recommend import Decision, Recommender
 from headrace.streams.records import Batch, Event, Item, decode_transitions, item_key
 from headrace.streams.settings import Arms, Gate, Settings
 from headrace.streams.settings import Policy as PolicySettings
@@ -121,13 +122,30 @@ def item_records(settings: Settings, items: Sequence[ShopItem], models: Models) 
     return records
 
 
+class _WithTheNext(Describer):
+    """Also puts the item that the user goes to next among the candidates, in the last place where it is not there."""
+
+    next_of: Callable[[str], int]
+
+    def drawn(self, asks: Sequence[Ask], *args: Any, **known: Any) -> tuple[Any, Any]:
+        rows, mask = super().drawn(asks, *args, **known)
+        for i, ask in enumerate(asks):
+            row = self.next_of(ask.user_id)
+            if row >= 0 and not (rows[i][mask[i]] == row).any():
+                rows[i, -1], mask[i, -1] = row, True
+        return rows, mask
+
+
 class _Teacher(Recommender):
     """Takes no decision: where one is due, it teaches which of the candidates the user went to next."""
 
+    describing = _WithTheNext
     fed = 0  # events of the log that the engine has been given, this record's too
     lessons = 0
 
     def look_ahead(self, settings: Settings, log: Sequence[Event], policy: Policy) -> None:
+        assert isinstance(self.describer, _WithTheNext)
+        self.describer.next_of = self._next
         self._policy = policy
         self._coming: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (place in the log, row), latest last
         self._taught: list[dict[str, NDArray[Any]]] = []
@@ -144,15 +162,6 @@ class _Teacher(Recommender):
         while coming and coming[-1][0] < self.fed:
             coming.pop()
         return coming[-1][1] if coming else -1
-
-    def _drawn(self, asks: Sequence[Ask], *args: Any, **known: Any) -> tuple[Any, Any]:
-        """Also puts the next item among the candidates, in the last place where it is not there already."""
-        rows, mask = super()._drawn(asks, *args, **known)
-        for i, ask in enumerate(asks):
-            row = self._next(ask.user_id)
-            if row >= 0 and not (rows[i][mask[i]] == row).any():
-                rows[i, -1], mask[i, -1] = row, True
-        return rows, mask
 
     def _choose(self, table: Any) -> list[Decision | None]:
         query = table.query

@@ -6,58 +6,26 @@ that it can be tried again in parts.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-import msgspec
-
 from headrace.export.names import type_code
-from headrace.streams.busy import Busy, marked
+from headrace.streams.busy import Busy
+from headrace.streams.changelog import PROGRESS, Progress, encode_progress
 from headrace.streams.clock import EventClock
 from headrace.streams.culprits import culprits
-from headrace.streams.decisions import Decisions, arm_code
+from headrace.streams.decisions import Decisions
 from headrace.streams.effects import Effects
 from headrace.streams.errors import Fatal
-from headrace.streams.policies import arm_of
-from headrace.streams.recommend import Ask, Recommender
+from headrace.streams.recommend import Recommender
 from headrace.streams.records import (
     Batch,
-    Behaviour,
     Entry,
-    Erased,
-    Erasure,
-    Event,
-    Identity,
-    Request,
-    Transition,
-    item_key,
-    pack_transitions,
 )
 from headrace.streams.settings import Settings
-from headrace.streams.state import UserState, short_hash
-
-PROGRESS = b"\0progress"  # changelog key of a partition's progress: never a user's, those begin with "u"
-ERASED = b"\0erased/"  # changelog keys of erasures, by hash of the user
-_BUCKET_MS = 60_000
-
-
-class Progress(msgspec.Struct, array_like=True):
-    """What a partition's transaction commits beside the states: how far it is, its clock and its cumulative counts."""
-
-    offset: int = -1
-    clock: dict[str, tuple[int, bool]] = {}
-    event_time: int = 0
-    counts: dict[str, int] = {}
-
-
-_encode_progress = msgspec.msgpack.Encoder().encode
-decode_progress = msgspec.msgpack.Decoder(Progress).decode
-
-
-def user_key(user_id: str) -> bytes:
-    return b"u" + user_id.encode()
+from headrace.streams.state import UserState
+from headrace.streams.step import BUCKET_MS, Step
 
 
 class Engine:
@@ -78,12 +46,12 @@ class Engine:
         self.applied = progress.offset
         self.counts: Counter[str] = Counter(progress.counts)
         self.clock = EventClock(dict(progress.clock), progress.event_time)
-        self._settings = settings
-        self._recommender = recommender
-        self._decisions = Decisions(settings, settings.arms.shares)
-        self._busy = Busy(settings.worker)
-        self._codes = {name: type_code(name) for name in settings.event_types}
-        self._expiry: dict[int, list[str]] = {}
+        self.settings = settings
+        self.recommender = recommender
+        self.decisions = Decisions(settings, settings.arms.shares)
+        self.busy = Busy(settings.worker)
+        self.codes = {name: type_code(name) for name in settings.event_types}
+        self.expiry: dict[int, list[str]] = {}
         self._failing: set[str] = set()  # users whose entries failed since an entry was applied
         self.open_decisions = 0
         self.state_bytes = 0
@@ -94,11 +62,11 @@ class Engine:
                 self.open_decisions += state.pending_count
                 oldest = state.oldest_ts()
                 if oldest is not None:
-                    self._expiry.setdefault(self._bucket(oldest), []).append(key[1:].decode())
+                    self.expiry.setdefault(self.bucket(oldest), []).append(key[1:].decode())
 
     def serve(self, recommender: Recommender) -> None:
         """What decides from the next record on."""
-        self._recommender = recommender
+        self.recommender = recommender
 
     # -- one record ---------------------------------------------------------------------------------------------------
 
@@ -111,7 +79,7 @@ class Engine:
         try:
             return self._apply(batch, offset, batch.entries)
         except Exception:
-            self._recommender.forget()
+            self.recommender.forget()
             bad = dict(culprits(partial(self._attempt, batch, offset), len(batch.entries)))
             keep = [entry for i, entry in enumerate(batch.entries) if i not in bad]
             effects = self._apply(batch, offset, keep)
@@ -127,11 +95,11 @@ class Engine:
         try:
             self._apply(batch, offset, [batch.entries[i] for i in indexes])
         except Exception:
-            self._recommender.forget()
+            self.recommender.forget()
             raise
 
     def _apply(self, batch: Batch, offset: int, entries: Sequence[Entry]) -> Effects:
-        step = _Step(self, offset, self.clock.advanced(batch))
+        step = Step(self, offset, self.clock.advanced(batch))
         for entry in entries:
             step.take(entry)
         step.expire()
@@ -159,242 +127,18 @@ class Engine:
             else:
                 self.states[key] = value
         for bucket in effects.expired:
-            self._expiry.pop(bucket, None)
+            self.expiry.pop(bucket, None)
         for bucket, users in effects.expiry.items():
-            self._expiry.setdefault(bucket, []).extend(users)
+            self.expiry.setdefault(bucket, []).extend(users)
         self.open_decisions += effects.open_change
         for name, amount in effects.counts.items():
             self.counts["/".join(name)] += amount
 
     def progress(self) -> bytes:
         """The record that commits how far this partition is."""
-        return _encode_progress(
+        return encode_progress(
             Progress(self.applied, self.clock.sources, self.clock.now, {k: v for k, v in self.counts.items() if v})
         )
 
-    def _bucket(self, opened_ts: int) -> int:
-        return self._decisions.expires_at(opened_ts) // _BUCKET_MS + 1
-
-
-class _Step:
-    """One record's work: everything it touches is here, and the engine is only read."""
-
-    def __init__(self, engine: Engine, offset: int, clock: EventClock) -> None:
-        self.engine = engine
-        self.settings = engine._settings
-        self.decisions = engine._decisions
-        self.offset = offset
-        self.clock = clock
-        self.effects = Effects(offset, clock=clock)
-        self.counts = self.effects.counts
-        self.touched: dict[str, UserState] = {}
-        self.gone: set[str] = set()
-        self.erasures: dict[bytes, bytes] = {}
-        self.due: dict[str, Event] = {}
-        self.requests: list[Request] = []
-        self.records: list[Transition] = []
-
-    # 1-3. entries, in the order read
-
-    def take(self, entry: Entry) -> None:
-        if isinstance(entry, Event):
-            self._event(entry)
-        elif isinstance(entry, Request):
-            self._request(entry)
-        elif isinstance(entry, Erasure):
-            self._erasure(entry)
-        elif isinstance(entry, Identity):
-            self.counts["identities", "counted"] += 1
-
-    def _event(self, event: Event) -> None:
-        if self._erased_before(event.user_id) >= event.ts:
-            self.counts["events", event.type, "erased"] += 1
-            return
-        state = self._state(event.user_id)
-        if not state.see(short_hash("e", event.event_id), horizon=self.settings.worker.seen):
-            self.counts["events", event.type, "duplicate"] += 1
-            return
-        self.counts["events", event.type, "applied"] += 1
-        rule = self.settings.event_types[event.type]
-        busy = self.engine._busy.at(state, event.ts)
-        self.counts["busy", "event"] += busy
-        outcome, word = self.decisions.join(state, event)
-        if word is not None:
-            self.counts["outcomes", event.type, word] += 1
-        if outcome is not None:
-            self.records.append(marked(outcome, busy))
-            self.effects.rewards[outcome.arm] += outcome.reward
-        if rule.history:
-            self._remember(state, event, teaches=not busy)
-        if rule.due:
-            self.due[event.user_id] = event
-
-    def _remember(self, state: UserState, event: Event, *, teaches: bool) -> None:
-        """Appends to the history: the item where there is one, else the words."""
-        code, recommender = self.engine._codes[event.type], self.engine._recommender
-        rule, window = self.settings.event_types[event.type], self.settings.worker.history
-        if event.item_id is not None:
-            key = item_key(event.item_id)
-            previous = state.history_keys()[:-5:-1]
-            if teaches:
-                self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
-            if rule.consumes:
-                state.consume(key, second=event.ts // 1000, rules=self.settings.consumed)
-            generation = recommender.items.generation(key)
-            state.append(key, type_code=code, ts=event.ts, window=window, generation=generation)
-        if event.text:
-            key = short_hash("text", event.text)
-            texts, packed = state.note().texts, recommender.asked.pack(event.text)
-            if texts.setdefault(key, packed) != packed:  # of another text encoder: what was encoded with it said less
-                recommender.evict(event.user_id)
-            texts[key] = packed
-            state.append(key, type_code=code, ts=event.ts, window=window)
-
-    def _request(self, request: Request) -> None:
-        if self._erased_before(request.user_id) >= request.ts:
-            self.counts["requests", "erased"] += 1
-            return
-        state = self._state(request.user_id)
-        if not state.see(short_hash("q", request.request_id), horizon=self.settings.worker.seen):
-            self.counts["requests", "duplicate"] += 1
-            return
-        self.counts["requests", "applied"] += 1
-        self.requests.append(request)
-
-    def _erasure(self, erasure: Erasure) -> None:
-        """The user's state, open decisions and changelog entry go; a hash and a time stay, against late events."""
-        self.counts["erasures", "applied"] += 1
-        user = erasure.user_id
-        state = self._state(user)
-        while state.pending_count:
-            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=user, erased=True)
-            self.counts["closed", closed.arm, "erased"] += 1
-            self.records.append(closed)
-            self.effects.open_change -= 1
-        self.records.append(Erased(user, erasure.ts))
-        self.touched[user] = UserState()
-        self.gone.add(user)
-        self.due.pop(user, None)
-        self.requests = [r for r in self.requests if r.user_id != user]
-        self.engine._recommender.evict(user)
-        at = max(erasure.ts, self._erased_before(user))
-        self.erasures[_erased_key(user)] = at.to_bytes(8, "little")
-
-    def _erased_before(self, user: str) -> int:
-        key = _erased_key(user)
-        raw = self.erasures.get(key) or self.engine.states.get(key)
-        return int.from_bytes(raw, "little") if raw else -1
-
-    def _state(self, user: str) -> UserState:
-        state = self.touched.get(user)
-        if state is None:
-            raw = self.engine.states.get(user_key(user))
-            state = self.touched[user] = UserState() if raw is None else UserState.unpack(raw)
-        self.gone.discard(user)
-        return state
-
-    # 4. what the tick has passed
-
-    def expire(self) -> None:
-        now = self.clock.now
-        last = now // _BUCKET_MS
-        passed = [b for b in self.engine._expiry if b <= last]
-        for bucket in sorted(passed):
-            self.effects.expired.append(bucket)
-            for user in self.engine._expiry[bucket]:
-                known = user in self.touched or user_key(user) in self.engine.states
-                if not known or user in self.gone:
-                    continue
-                state = self._state(user)
-                for closed in self.decisions.close_passed(state, now=now, user_id=user):
-                    self._closed(closed.arm, closed.closed_as)
-                    self.records.append(closed)
-                oldest = state.oldest_ts()
-                if oldest is not None:
-                    self.effects.expiry.setdefault(self.engine._bucket(oldest), []).append(user)
-
-    def _closed(self, arm: str, closed_as: str) -> None:
-        self.counts["closed", arm, closed_as] += 1
-        self.effects.open_change -= 1
-
-    # 5-6. encode and decide
-
-    def decide(self) -> None:
-        """One decision a due user, triggered by its last event, and one a request."""
-        oldest = self.clock.now - self.settings.worker.max_trigger_age
-        asks = []
-        for user, event in self.due.items():
-            if event.ts < oldest:
-                self.counts["stale_triggers",] += 1
-                continue
-            asks.append(self._ask(user, "event", event.event_id, event))
-        for request in self.requests:
-            if request.ts < oldest:
-                self.counts["stale_triggers",] += 1
-                continue
-            asks.append(self._ask(request.user_id, "request", request.request_id, request))
-        if not asks:
-            return
-        for ask, decision in zip(asks, self.engine._recommender.decide(asks, now=self.clock.now), strict=True):
-            if decision is None:
-                continue
-            self.effects.recommendations.append((ask.user_id, decision.message))
-            self.effects.freshness.append(ask.sent_ms)
-            if decision.opened is None:
-                continue
-            busy = self.engine._busy.at(ask.state, ask.ts)
-            self.counts["busy", "decision"] += busy
-            self.records.append(marked(decision.opened, busy))
-            self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)
-            self.effects.calibration[ask.arm, "expected"] += decision.choices
-            self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]
-            self.counts["decisions", ask.arm, decision.policy] += 1
-            self._open(ask, decision.keys)
-
-    def _ask(self, user: str, kind: str, trigger: str, source: Event | Request) -> Ask:
-        digest = hashlib.blake2b(
-            "\0".join((str(self.engine.partition), str(self.offset), user, kind, trigger)).encode(), digest_size=20
-        ).digest()
-        return Ask(
-            user_id=user,
-            state=self._state(user),
-            arm=arm_of(self.settings, user),
-            trigger_kind=kind,
-            trigger_id=trigger,
-            ts=source.ts,
-            sent_ms=source.sent_ms,
-            placement=source.placement if source.placement in self.settings.placements else "default",
-            context=source.context or {},
-            recommendation=digest[:12],
-            stream=int.from_bytes(digest[12:], "little"),
-            request=source if isinstance(source, Request) else None,
-        )
-
-    def _open(self, ask: Ask, keys: bytes) -> None:
-        state = ask.state
-        if not state.pending_count:
-            self.effects.expiry.setdefault(self.engine._bucket(ask.ts), []).append(ask.user_id)
-        state.open(ask.recommendation, ts=ask.ts, arm=arm_code(ask.arm), keys=keys)
-        self.effects.open_change += 1
-        while state.pending_count > self.settings.worker.pending:
-            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=ask.user_id)
-            self._closed(closed.arm, closed.closed_as)
-            self.counts["pending_capped",] += 1
-            self.records.append(closed)
-
-    # 7. what is to be published
-
-    def finish(self, *, tick: bool) -> Effects:
-        effects = self.effects
-        for user, state in self.touched.items():
-            effects.changes[user_key(user)] = None if user in self.gone else state.pack()
-        effects.changes.update(self.erasures)
-        if self.records or tick:
-            effects.transitions = list(
-                pack_transitions(self.engine.partition, self.offset, self.clock.now, tick=tick, records=self.records)
-            )
-        return effects
-
-
-def _erased_key(user: str) -> bytes:
-    return ERASED + short_hash("erased", user).to_bytes(8, "little")
+    def bucket(self, opened_ts: int) -> int:
+        return self.decisions.expires_at(opened_ts) // BUCKET_MS + 1

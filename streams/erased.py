@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from headrace.streams import kafka
-from headrace.streams.engine import ERASED
+from headrace.streams.changelog import ERASED
 from headrace.streams.errors import HeadraceError
 from headrace.streams.messages import Decoder, Rejection
 from headrace.streams.settings import Settings

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from headrace.streams import kafka
-from headrace.streams.engine import PROGRESS
+from headrace.streams.changelog import PROGRESS
 from headrace.streams.settings import Settings
 
 _STALE_S = 240.0  # less than half of what the changelog keeps tombstones for: see topics.py

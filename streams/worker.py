@@ -19,9 +19,10 @@ import msgspec
 from confluent_kafka import KafkaError, Producer
 
 from headrace.streams import http, kafka, topics
+from headrace.streams.changelog import PROGRESS, Progress, decode_progress
 from headrace.streams.effects import Effects, report
 from headrace.streams.ends import EndsWatch
-from headrace.streams.engine import PROGRESS, Engine, Progress, decode_progress
+from headrace.streams.engine import Engine
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.exactly_once import PartitionedStore, Tables, Transport, UsersTable
 from headrace.streams.metrics import Metrics

@@ -21,7 +21,7 @@ from headrace.simulation.follow import Follower
 from headrace.simulation.tally import counted, progress
 from headrace.streams import kafka, topics
 from headrace.streams.broker import Broker
-from headrace.streams.engine import user_key
+from headrace.streams.changelog import user_key
 from headrace.streams.records import Erasure, Event, Request, decode_batch
 from headrace.streams.settings import Settings
 from headrace.streams.supervise import ROLES, Supervisor

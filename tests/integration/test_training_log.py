@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 
 from headrace.export.artifact import load
 from headrace.streams import cli, cli_train, kafka, logs, training_log
-from headrace.streams.engine import _erased_key
+from headrace.streams.changelog import erased_key
 from headrace.streams.errors import HeadraceError
 from headrace.streams.settings import Settings
 from headrace.streams.training_log import from_topics
@@ -57,7 +57,7 @@ def test_nothing_of_an_erased_user_gets_in(
     # The shop has overwritten its message, Kafka has cleaned it away: a worker's hash and time remain.
     producer = Producer(kafka.client_config(mine))
     kafka.produce(
-        producer, mine.topic("users-changelog"), key=_erased_key("fay"), value=(T0 + 90_000).to_bytes(8, "little"),
+        producer, mine.topic("users-changelog"), key=erased_key("fay"), value=(T0 + 90_000).to_bytes(8, "little"),
         partition=0,
     )  # fmt: skip
     assert producer.flush(20) == 0

@@ -24,7 +24,7 @@ from headrace.export.artifact import MANIFEST
 from headrace.simulation.follow import Follower
 from headrace.simulation.tally import counted
 from headrace.streams import http, kafka
-from headrace.streams.engine import PROGRESS, Progress, decode_progress
+from headrace.streams.changelog import PROGRESS, Progress, decode_progress
 from headrace.streams.partition import partition_of
 from headrace.streams.records import Batch, Event, Item, Opened, decode_transitions, encode
 from headrace.streams.settings import Settings

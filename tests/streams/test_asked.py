@@ -9,7 +9,7 @@ import numpy as np
 
 from headrace.export.item_tower import ItemTower
 from headrace.streams.asked import Asked
-from headrace.streams.recommend import Ask
+from headrace.streams.describe import Ask
 from headrace.streams.state import Notes, UserState
 from headrace.streams.texts import TextEncoder
 from tests.engine import HOUR, T0, event
@@ -63,7 +63,7 @@ def test_a_query_of_before_counts_for_nothing_until_it_is_asked_again(log: Any) 
     company of a user who asked the same of this one, and no longer when he asks again."""
 
     def states(*users: str) -> Any:
-        recommender = log.engine._recommender
+        recommender = log.engine.recommender
         taken: list[Any] = []
         encode = recommender.encoder.encode
 
@@ -85,14 +85,14 @@ def test_a_query_of_before_counts_for_nothing_until_it_is_asked_again(log: Any) 
     assert state.notes is not None
     state.notes.texts = {k: b"xxxx" + v[4:] for k, v in state.notes.texts.items()}
     log.engine.states[key] = state.pack()
-    log.engine._recommender.forget()
+    log.engine.recommender.forget()
     together = states("old", "new")
     assert not np.allclose(together[0], together[1])
     log.write(event("search", user="old", text="coffee beans", at=T0 + HOUR), at=T0 + HOUR)
     again = UserState.unpack(log.engine.states[key])
     assert again.notes is not None and all(v[:4] != b"xxxx" for v in again.notes.texts.values())
     cached = states("old", "new")
-    log.engine._recommender.forget()
+    log.engine.recommender.forget()
     held = {user: UserState.unpack(log.engine.states[b"u" + user.encode()]) for user in ("old", "new")}
     asks = [cast(Ask, SimpleNamespace(user_id=user, state=state)) for user, state in held.items()]
-    assert log.engine._recommender._encode(asks).tobytes() == cached.tobytes()
+    assert log.engine.recommender.describer.encode(asks).tobytes() == cached.tobytes()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from headrace.policy.features import SCALARS
+from headrace.streams.changelog import PROGRESS, decode_progress, user_key
 from headrace.streams.decisions import recommendation_name
-from headrace.streams.engine import PROGRESS, decode_progress, user_key
 from headrace.streams.errors import Fatal
 from headrace.streams.records import (
     Behaviour,

@@ -13,7 +13,7 @@ from headrace.export.log import Log
 from headrace.export.names import type_code
 from headrace.streams import settings as settings_module
 from headrace.streams import training_log
-from headrace.streams.engine import user_key
+from headrace.streams.changelog import user_key
 from headrace.streams.erased import Erased
 from headrace.streams.errors import HeadraceError
 from headrace.streams.records import Erasure, Event, item_key

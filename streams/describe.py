@@ -1,0 +1,246 @@
+"""What a policy sees of decisions to take: states, candidates and their features, whichever policy will decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.policy.base import Query
+from headrace.streams.asked import Asked
+from headrace.streams.candidates import RECENT, Candidates, among
+from headrace.streams.context import ContextEncoder
+from headrace.streams.encoder import History, UserEncoder
+from headrace.streams.items import ItemStore
+from headrace.streams.own import own_counts, own_items
+from headrace.streams.policies import Policies
+from headrace.streams.reasons import ANCHOR
+from headrace.streams.records import Context, Request, item_key
+from headrace.streams.scalars import scalars
+from headrace.streams.settings import Settings, duration_ms
+from headrace.streams.state import UserState
+from headrace.streams.texts import TextEncoder
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+_LOST = 255  # in place of the generation, of a text that another text encoder has encoded
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One decision to take."""
+
+    user_id: str
+    state: UserState
+    arm: str
+    trigger_kind: str
+    trigger_id: str
+    ts: int
+    sent_ms: int
+    placement: str
+    context: Context
+    recommendation: bytes
+    stream: int
+    request: Request | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Decisions to take, a row each: what a policy sees (`query`), and what it was made from."""
+
+    asks: Sequence[Ask]
+    rows: I64  # (B, n) candidates
+    query: Query
+    history: I64  # (B, RECENT) rows of the latest history entries
+    codes: NDArray[np.uint8]  # (B, RECENT) their event types
+    recent: F32  # (B, 5, d) vectors of the latest five
+
+    def take(self, members: list[int]) -> Table:
+        q = self.query
+        query = Query(
+            states=q.states[members],
+            contexts=q.contexts[members],
+            keys=q.keys[members],
+            items=q.items[members],
+            scalars=q.scalars[members],
+            mask=q.mask[members],
+            streams=q.streams[members],
+        )
+        asks = [self.asks[i] for i in members]
+        return Table(asks, self.rows[members], query, self.history[members], self.codes[members], self.recent[members])
+
+
+class Describer:
+    """Shared by all partitions of a worker; holds no user's state but the encoder's cache."""
+
+    def __init__(
+        self, settings: Settings, *, items: ItemStore, policies: Policies, encoder: UserEncoder, texts: TextEncoder
+    ) -> None:
+        self.items = items
+        self.policies = policies
+        self.encoder = encoder
+        self.asked = Asked(texts, encoder.tower)
+        self._settings = settings
+        self._context = ContextEncoder(settings)
+        self._candidates = Candidates(items, policies, n=settings.worker.candidates)
+        self._said: dict[str, dict[int, F32]] = {}  # user → history key → vector of a text, of the histories at hand
+        self._rules: dict[str, int | None] = {}
+
+    def encode(self, asks: Sequence[Ask]) -> F32:
+        """User states (B, d); users with several asks are encoded once."""
+        self.encoder.changed(self.items.take_stale())
+        place: dict[str, int] = {}
+        histories: list[History] = []
+        self._said = {}
+        for ask in asks:
+            if ask.user_id in place:
+                continue
+            place[ask.user_id] = len(histories)
+            state = ask.state
+            history = History(
+                ask.user_id,
+                state.count,
+                state.history_keys(),
+                np.frombuffer(state.types, np.uint8),
+                np.frombuffer(state.seconds, np.uint32),
+                np.frombuffer(state.generations, np.uint8),
+            )
+            if state.notes is not None and state.notes.texts:
+                self._said[ask.user_id] = said = self.asked.vectors(state.notes)
+                lost = [key not in said and key in state.notes.texts for key in history.keys.tolist()]
+                history = history._replace(generations=np.where(lost, np.uint8(_LOST), history.generations))
+            histories.append(history)
+        encoded = self.encoder.encode(histories, self._lookup)
+        return encoded[[place[ask.user_id] for ask in asks]]
+
+    def _lookup(self, keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> F32:
+        if not self._said:
+            return self.items.history_vectors(keys, generations)
+        said = {key: vector for texts in self._said.values() for key, vector in texts.items()}
+        places = [place for place, key in enumerate(keys.tolist()) if key in said]
+        others = np.ones(len(keys), np.bool_)
+        others[places] = False
+        vectors = np.zeros((len(keys), self.items.dim), np.float32)
+        vectors[others] = self.items.history_vectors(keys[others], generations[others])
+        for place in places:
+            if generations[place] != _LOST:  # to this user it is of another text encoder, which he used before
+                vectors[place] = said[int(keys[place])]
+        return vectors
+
+    def describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int) -> Table:
+        """Candidates and their features, whichever policy will decide."""
+        items = self.items
+        history, recent, keys, codes = self._recent(asks)
+        streams = np.array([ask.stream for ask in asks], np.uint64)
+        own = [own_items(ask.state, items.rows) for ask in asks]
+        out = self._left_out(asks, now)
+        if listed:
+            rows, mask = self._listed(asks)
+            mask &= ~among(rows, out, none=items.none)
+        else:
+            rows, mask = self.drawn(asks, history, keys, streams, states=states, own=own, left_out=out)
+        vectors = items.vectors[rows]
+        counts = own_counts(own, rows)
+        columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys, own=counts)
+        query = Query(
+            states=states,
+            contexts=self._context.encode([(ask.context, ask.placement) for ask in asks]),
+            keys=items.keys[rows],
+            items=vectors,
+            scalars=columns,
+            mask=mask,
+            streams=streams,
+        )
+        return Table(asks, rows, query, history, codes, recent)
+
+    def drawn(
+        self, asks: Sequence[Ask], history: I64, keys: NDArray[np.uint64], streams: NDArray[np.uint64], **known: Any
+    ) -> tuple[I64, NDArray[np.bool_]]:
+        """Candidates: see `Candidates.draw`."""
+        return self._candidates.draw(history, self._latest_queries(asks), keys, streams, **known)
+
+    def _recent(self, asks: Sequence[Ask]) -> tuple[I64, F32, NDArray[np.uint64], NDArray[np.uint8]]:
+        """Rows (B, RECENT), vectors (B, 5, d), keys and type codes (B, RECENT) of the latest history entries, latest
+        first."""
+        codes = np.full((len(asks), RECENT), 255, np.uint8)
+        keys = np.zeros((len(asks), RECENT), np.uint64)
+        for i, ask in enumerate(asks):
+            latest = ask.state.history_keys()[: -RECENT - 1 : -1]
+            kinds = np.frombuffer(ask.state.types[: -RECENT - 1 : -1], np.uint8)
+            anchor = ask.request.anchor_item_id if ask.request else None
+            if anchor is not None:  # what is being looked at counts as the latest
+                latest = np.concatenate([np.array([item_key(anchor)], np.uint64), latest])[:RECENT]
+                kinds = np.concatenate([np.array([ANCHOR], np.uint8), kinds])[:RECENT]
+            keys[i, : len(latest)] = latest
+            codes[i, : len(kinds)] = kinds
+        rows = self.items.rows_of(keys.reshape(-1).tolist()).reshape(keys.shape)
+        near = keys[:, :5]
+        vectors = self.items.vectors[rows[:, :5]]
+        for i, ask in enumerate(asks if self._said else ()):
+            if said := self._said.get(ask.user_id):
+                for j, key in enumerate(near[i].tolist()):
+                    if key in said:
+                        vectors[i, j] = said[key]
+        return rows, vectors, keys, codes
+
+    def _latest_queries(self, asks: Sequence[Ask]) -> list[tuple[int, F32] | None]:
+        found: list[tuple[int, F32] | None] = []
+        for ask in asks:
+            said = self._said.get(ask.user_id, {})
+            latest = ask.state.history_keys()[: -RECENT - 1 : -1].tolist() if said else []
+            found.append(next(((key, said[key]) for key in latest if key in said), None))
+        return found
+
+    def _listed(self, asks: Sequence[Ask]) -> tuple[I64, NDArray[np.bool_]]:
+        """The requests' own candidates: unknown and unavailable items are left out."""
+        lists = []
+        for ask in asks:
+            assert ask.request is not None and ask.request.candidates is not None
+            lists.append(list(dict.fromkeys(ask.request.candidates)))
+        width = max(1, *(len(names) for names in lists))
+        rows = np.full((len(asks), width), self.items.none, np.int64)
+        for i, names in enumerate(lists):
+            rows[i, : len(names)] = self.items.rows_of([item_key(name) for name in names])
+        return rows, self.items.available[rows]
+
+    def _left_out(self, asks: Sequence[Ask], now: int) -> list[list[int]]:
+        """Rows of what the users have consumed, what the requests exclude, and the items being looked at."""
+        all_out: list[list[int]] = []
+        for ask in asks:
+            out: list[int] = []
+            if ask.state.notes is not None:
+                for key, second in ask.state.notes.consumed.items():
+                    row = self.items.rows.get(key)
+                    if row is not None and self._kept_back(row, second * 1000, now):
+                        out.append(row)
+            if ask.request is not None:
+                named = list(ask.request.exclude or ())
+                if ask.request.anchor_item_id is not None:
+                    named.append(ask.request.anchor_item_id)
+                out.extend(self.items.rows_of([item_key(name) for name in named]).tolist())
+            all_out.append(out)
+        return all_out
+
+    def _kept_back(self, row: int, consumed_ms: int, now: int) -> bool:
+        """Whether an item consumed then is still left out: by its own rule, its category's, or the default."""
+        rules = self._settings.consumed
+        code = int(self.items.category[row])
+        category = self.items.category_names[code] if code >= 0 else ""
+        rule = rules.items.get(self.items.ids[row])
+        while rule is None and category:
+            rule = rules.categories.get(category)
+            category = category.rpartition("/")[0]
+        rule = rule if rule is not None else rules.default
+        if rule in ("exclude", "keep"):
+            return rule == "exclude"
+        if rule not in self._rules:
+            self._rules[rule] = duration_ms(rule)
+        return consumed_ms + (self._rules[rule] or 0) > now
+
+
+def is_listed(ask: Ask) -> bool:
+    """Whether the request brings its own candidates."""
+    return ask.request is not None and ask.request.candidates is not None

@@ -1,0 +1,252 @@
+"""One record's work, in the order of the story: entries, expiry, decisions, what is to be published."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from headrace.streams.busy import marked
+from headrace.streams.changelog import erased_key, user_key
+from headrace.streams.clock import EventClock
+from headrace.streams.decisions import arm_code
+from headrace.streams.describe import Ask
+from headrace.streams.effects import Effects
+from headrace.streams.policies import arm_of
+from headrace.streams.records import (
+    Behaviour,
+    Entry,
+    Erased,
+    Erasure,
+    Event,
+    Identity,
+    Request,
+    Transition,
+    item_key,
+    pack_transitions,
+)
+from headrace.streams.state import UserState, short_hash
+
+if TYPE_CHECKING:
+    from headrace.streams.engine import Engine
+
+BUCKET_MS = 60_000
+
+
+class Step:
+    """One record's work: everything it touches is here, and the engine is only read."""
+
+    def __init__(self, engine: Engine, offset: int, clock: EventClock) -> None:
+        self.engine = engine
+        self.settings = engine.settings
+        self.decisions = engine.decisions
+        self.offset = offset
+        self.clock = clock
+        self.effects = Effects(offset, clock=clock)
+        self.counts = self.effects.counts
+        self.touched: dict[str, UserState] = {}
+        self.gone: set[str] = set()
+        self.erasures: dict[bytes, bytes] = {}
+        self.due: dict[str, Event] = {}
+        self.requests: list[Request] = []
+        self.records: list[Transition] = []
+
+    # 1-3. entries, in the order read
+
+    def take(self, entry: Entry) -> None:
+        if isinstance(entry, Event):
+            self._event(entry)
+        elif isinstance(entry, Request):
+            self._request(entry)
+        elif isinstance(entry, Erasure):
+            self._erasure(entry)
+        elif isinstance(entry, Identity):
+            self.counts["identities", "counted"] += 1
+
+    def _event(self, event: Event) -> None:
+        if self._erased_before(event.user_id) >= event.ts:
+            self.counts["events", event.type, "erased"] += 1
+            return
+        state = self._state(event.user_id)
+        if not state.see(short_hash("e", event.event_id), horizon=self.settings.worker.seen):
+            self.counts["events", event.type, "duplicate"] += 1
+            return
+        self.counts["events", event.type, "applied"] += 1
+        rule = self.settings.event_types[event.type]
+        busy = self.engine.busy.at(state, event.ts)
+        self.counts["busy", "event"] += busy
+        outcome, word = self.decisions.join(state, event)
+        if word is not None:
+            self.counts["outcomes", event.type, word] += 1
+        if outcome is not None:
+            self.records.append(marked(outcome, busy))
+            self.effects.rewards[outcome.arm] += outcome.reward
+        if rule.history:
+            self._remember(state, event, teaches=not busy)
+        if rule.due:
+            self.due[event.user_id] = event
+
+    def _remember(self, state: UserState, event: Event, *, teaches: bool) -> None:
+        """Appends to the history: the item where there is one, else the words."""
+        code, recommender = self.engine.codes[event.type], self.engine.recommender
+        rule, window = self.settings.event_types[event.type], self.settings.worker.history
+        if event.item_id is not None:
+            key = item_key(event.item_id)
+            previous = state.history_keys()[:-5:-1]
+            if teaches:
+                self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
+            if rule.consumes:
+                state.consume(key, second=event.ts // 1000, rules=self.settings.consumed)
+            generation = recommender.items.generation(key)
+            state.append(key, type_code=code, ts=event.ts, window=window, generation=generation)
+        if event.text:
+            key = short_hash("text", event.text)
+            texts, packed = state.note().texts, recommender.asked.pack(event.text)
+            if texts.setdefault(key, packed) != packed:  # of another text encoder: what was encoded with it said less
+                recommender.evict(event.user_id)
+            texts[key] = packed
+            state.append(key, type_code=code, ts=event.ts, window=window)
+
+    def _request(self, request: Request) -> None:
+        if self._erased_before(request.user_id) >= request.ts:
+            self.counts["requests", "erased"] += 1
+            return
+        state = self._state(request.user_id)
+        if not state.see(short_hash("q", request.request_id), horizon=self.settings.worker.seen):
+            self.counts["requests", "duplicate"] += 1
+            return
+        self.counts["requests", "applied"] += 1
+        self.requests.append(request)
+
+    def _erasure(self, erasure: Erasure) -> None:
+        """The user's state, open decisions and changelog entry go; a hash and a time stay, against late events."""
+        self.counts["erasures", "applied"] += 1
+        user = erasure.user_id
+        state = self._state(user)
+        while state.pending_count:
+            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=user, erased=True)
+            self.counts["closed", closed.arm, "erased"] += 1
+            self.records.append(closed)
+            self.effects.open_change -= 1
+        self.records.append(Erased(user, erasure.ts))
+        self.touched[user] = UserState()
+        self.gone.add(user)
+        self.due.pop(user, None)
+        self.requests = [r for r in self.requests if r.user_id != user]
+        self.engine.recommender.evict(user)
+        at = max(erasure.ts, self._erased_before(user))
+        self.erasures[erased_key(user)] = at.to_bytes(8, "little")
+
+    def _erased_before(self, user: str) -> int:
+        key = erased_key(user)
+        raw = self.erasures.get(key) or self.engine.states.get(key)
+        return int.from_bytes(raw, "little") if raw else -1
+
+    def _state(self, user: str) -> UserState:
+        state = self.touched.get(user)
+        if state is None:
+            raw = self.engine.states.get(user_key(user))
+            state = self.touched[user] = UserState() if raw is None else UserState.unpack(raw)
+        self.gone.discard(user)
+        return state
+
+    # 4. what the tick has passed
+
+    def expire(self) -> None:
+        now = self.clock.now
+        last = now // BUCKET_MS
+        passed = [b for b in self.engine.expiry if b <= last]
+        for bucket in sorted(passed):
+            self.effects.expired.append(bucket)
+            for user in self.engine.expiry[bucket]:
+                known = user in self.touched or user_key(user) in self.engine.states
+                if not known or user in self.gone:
+                    continue
+                state = self._state(user)
+                for closed in self.decisions.close_passed(state, now=now, user_id=user):
+                    self._closed(closed.arm, closed.closed_as)
+                    self.records.append(closed)
+                oldest = state.oldest_ts()
+                if oldest is not None:
+                    self.effects.expiry.setdefault(self.engine.bucket(oldest), []).append(user)
+
+    def _closed(self, arm: str, closed_as: str) -> None:
+        self.counts["closed", arm, closed_as] += 1
+        self.effects.open_change -= 1
+
+    # 5-6. encode and decide
+
+    def decide(self) -> None:
+        """One decision a due user, triggered by its last event, and one a request."""
+        oldest = self.clock.now - self.settings.worker.max_trigger_age
+        asks = []
+        for user, event in self.due.items():
+            if event.ts < oldest:
+                self.counts["stale_triggers",] += 1
+                continue
+            asks.append(self._ask(user, "event", event.event_id, event))
+        for request in self.requests:
+            if request.ts < oldest:
+                self.counts["stale_triggers",] += 1
+                continue
+            asks.append(self._ask(request.user_id, "request", request.request_id, request))
+        if not asks:
+            return
+        for ask, decision in zip(asks, self.engine.recommender.decide(asks, now=self.clock.now), strict=True):
+            if decision is None:
+                continue
+            self.effects.recommendations.append((ask.user_id, decision.message))
+            self.effects.freshness.append(ask.sent_ms)
+            if decision.opened is None:
+                continue
+            busy = self.engine.busy.at(ask.state, ask.ts)
+            self.counts["busy", "decision"] += busy
+            self.records.append(marked(decision.opened, busy))
+            self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)
+            self.effects.calibration[ask.arm, "expected"] += decision.choices
+            self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]
+            self.counts["decisions", ask.arm, decision.policy] += 1
+            self._open(ask, decision.keys)
+
+    def _ask(self, user: str, kind: str, trigger: str, source: Event | Request) -> Ask:
+        digest = hashlib.blake2b(
+            "\0".join((str(self.engine.partition), str(self.offset), user, kind, trigger)).encode(), digest_size=20
+        ).digest()
+        return Ask(
+            user_id=user,
+            state=self._state(user),
+            arm=arm_of(self.settings, user),
+            trigger_kind=kind,
+            trigger_id=trigger,
+            ts=source.ts,
+            sent_ms=source.sent_ms,
+            placement=source.placement if source.placement in self.settings.placements else "default",
+            context=source.context or {},
+            recommendation=digest[:12],
+            stream=int.from_bytes(digest[12:], "little"),
+            request=source if isinstance(source, Request) else None,
+        )
+
+    def _open(self, ask: Ask, keys: bytes) -> None:
+        state = ask.state
+        if not state.pending_count:
+            self.effects.expiry.setdefault(self.engine.bucket(ask.ts), []).append(ask.user_id)
+        state.open(ask.recommendation, ts=ask.ts, arm=arm_code(ask.arm), keys=keys)
+        self.effects.open_change += 1
+        while state.pending_count > self.settings.worker.pending:
+            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=ask.user_id)
+            self._closed(closed.arm, closed.closed_as)
+            self.counts["pending_capped",] += 1
+            self.records.append(closed)
+
+    # 7. what is to be published
+
+    def finish(self, *, tick: bool) -> Effects:
+        effects = self.effects
+        for user, state in self.touched.items():
+            effects.changes[user_key(user)] = None if user in self.gone else state.pack()
+        effects.changes.update(self.erasures)
+        if self.records or tick:
+            effects.transitions = list(
+                pack_transitions(self.engine.partition, self.offset, self.clock.now, tick=tick, records=self.records)
+            )
+        return effects
