@@ -19,7 +19,8 @@ from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as UnreadableVariable
 
 from headrace.streams.errors import SettingsError
-from headrace.streams.settings import Settings, duration_ms, is_secret, masked
+from headrace.streams.sections import duration_ms
+from headrace.streams.settings import Settings, is_secret, masked
 
 DEFAULT_FILE = Path("headrace.toml")
 _PREFIX = "HEADRACE_"

@@ -20,7 +20,8 @@ from headrace.streams.policies import Policies
 from headrace.streams.reasons import ANCHOR
 from headrace.streams.records import Context, Request, item_key
 from headrace.streams.scalars import scalars
-from headrace.streams.settings import Settings, duration_ms
+from headrace.streams.sections import duration_ms
+from headrace.streams.settings import Settings
 from headrace.streams.state import UserState
 from headrace.streams.texts import TextEncoder
 

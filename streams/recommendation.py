@@ -37,6 +37,8 @@ class Recommendation(msgspec.Struct):
     policy: PolicyName
     encoder_version: str
     request_id: str | msgspec.UnsetType = msgspec.UNSET
+    rules: list[str] | msgspec.UnsetType = msgspec.UNSET  # that bound this slate
+    unmet: list[str] | msgspec.UnsetType = msgspec.UNSET  # that could not be met, or left the slate too short
     schema: int = 1
 
 

@@ -117,6 +117,8 @@ class Item(msgspec.Struct, array_like=True, gc=False, frozen=True):
     pending: bool = False
     generation: int = 0  # the number of the content that the vector is made of, or was last: contents.py
     text_version: str = ""  # of the text encoder whose space the vector lies in; "": by the release before
+    attributes: dict[str, str | float | bool] = {}  # what rules ask for, as far as the settings say to carry it
+    since_ms: int = 0  # when the item was first known; 0: by the release before
 
 
 # -- transitions: worker → learner ------------------------------------------------------------------------------------
@@ -152,6 +154,9 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     all_scalars: bytes = b""  # float32 (n, m)
     busy: bool = False  # the user is a crawler, or acts like one: nothing is learned from this
     encoder_serial: int = 0  # of the announcement by which the encoder serves, 0 for the settings' own
+    rules: list[str] = []  # ids of the rules that bound this slate
+    rules_at: int = -1  # offset in `rules` up to which rules were known
+    constraints: bytes = b""  # where `all_items` is there and rules bound: what they came to (rules/logged.py)
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):

@@ -14,9 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
@@ -24,27 +21,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.policy.names import BASELINES, POLICIES
+from headrace.streams.sections import ContextField, Duration, Placement, Section, duration_ms
 
-_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
-
-
-def duration_ms(value: Any) -> Any:
-    """`"30m"` → 1,800,000. Units: ms, s, m, h, d; a bare number is milliseconds."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value)
-        if not match:
-            raise ValueError('write a duration such as "250ms", "30m" or "7d"')
-        return int(float(match[1]) * _UNITS[match[2] or "ms"])
-    return value
-
-
-Duration = Annotated[int, BeforeValidator(duration_ms), Field(ge=0)]
-"""Milliseconds, written `"30m"` or `"7d"` in the settings."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Topics(Section):
@@ -103,23 +82,12 @@ def builtin_event_types() -> dict[str, EventType]:
     }
 
 
-class Placement(Section):
-    k: int = Field(10, ge=1, le=100)
-
-
-class ContextField(Section):
-    """A declared context field: `values` makes it one-hot, else it is a number divided by `scale`."""
-
-    values: tuple[str, ...] = ()
-    scale: float = Field(1.0, gt=0)
-
-
 class Consumed(Section):
     """What becomes of consumed items: "exclude", "keep", or a duration after which they may return."""
 
     default: str = "exclude"
-    categories: dict[str, str] = {}  # a category or its prefix before "/"
-    items: dict[str, str] = {}
+    categories: dict[str, str] = Field(default_factory=dict)  # a category or its prefix before "/"
+    items: dict[str, str] = Field(default_factory=dict)
     cap: int = Field(64, ge=0, le=1_000)  # consumed items remembered a user
 
     @property
@@ -212,8 +180,12 @@ class Arms(Section):
     """The traffic split, by stable hash of the user. Shares sum to 1."""
 
     salt: str = "arms-1"
-    shares: dict[str, float] = {"policy": 0.7, "item_to_item": 0.1, "popular": 0.1, "random": 0.1}
-    policies: dict[str, PolicyName] = {}  # what an arm runs, where it is neither `policy` nor a policy's own name
+    shares: dict[str, float] = Field(
+        default_factory=lambda: {"policy": 0.7, "item_to_item": 0.1, "popular": 0.1, "random": 0.1}
+    )
+    policies: dict[str, PolicyName] = Field(
+        default_factory=dict
+    )  # what an arm runs, where it is neither `policy` nor a policy's own name
 
     @model_validator(mode="after")
     def _whole(self) -> Arms:

@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 ROOMS = ("streams", "policy", "export", "simulation")
-INNER = ("policy.evaluation", "policy.rl")  # the rooms that have rooms of their own
+# the rooms that have rooms of their own
+INNER = (
+    "policy.evaluation",
+    "policy.rl",
+    "streams.insight",
+    "streams.people",
+    "streams.rules",
+)
 LONGEST = 400
 
 

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
-from headrace.streams.settings import Settings, builtin_event_types, duration_ms
+from headrace.streams.sections import duration_ms
+from headrace.streams.settings import Settings, builtin_event_types
 
 REFERENCE = (Path(__file__).parents[1] / "docs/operations.md").read_text("utf-8").split("\n## Settings\n")[1]
 

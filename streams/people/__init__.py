@@ -1,0 +1,1 @@
+"""What is held about a person: identities that become one, expiry, erasure, what a person is told."""
