@@ -1,4 +1,4 @@
-"""Sections of the settings that are the shop's: where it recommends, by what rules, to whom; settings.py has the rest."""
+"""Sections of the settings that are the shop's: where it recommends, by what rules; settings.py has the rest."""
 
 from __future__ import annotations
 
