@@ -132,7 +132,7 @@ class Describer:
         return vectors
 
     def describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int) -> Table:
-        """Candidates and their features, whichever policy will decide."""
+        """Candidates and their features, whichever policy will decide. The asks are of one placement."""
         items = self.items
         history, recent, keys, codes = self._recent(asks)
         streams = np.array([ask.stream for ask in asks], np.uint64)
@@ -208,7 +208,7 @@ class Describer:
         return rows, self.items.available[rows]
 
     def _left_out(self, asks: Sequence[Ask], now: int) -> list[list[int]]:
-        """Rows of what the users have consumed, what the requests exclude, and the items being looked at."""
+        """Rows of what the users have consumed or in their carts, what requests exclude and the items being looked at."""
         all_out: list[list[int]] = []
         for ask in asks:
             out: list[int] = []
@@ -217,6 +217,8 @@ class Describer:
                     row = self.items.rows.get(key)
                     if row is not None and self._kept_back(row, second * 1000, now):
                         out.append(row)
+                if self._settings.consumed.cart == "exclude":
+                    out.extend(row for key in ask.state.notes.cart if (row := self.items.rows.get(key)) is not None)
             if ask.request is not None:
                 named = list(ask.request.exclude or ())
                 if ask.request.anchor_item_id is not None:

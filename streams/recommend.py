@@ -72,8 +72,10 @@ class Recommender:
         """Decisions in the order asked; None where an event's slate would be empty."""
         states = self.describer.encode(asks)
         decisions: list[Decision | None] = [None] * len(asks)
-        for listed in (False, True):
-            members = [i for i, ask in enumerate(asks) if is_listed(ask) is listed]
+        alike: dict[tuple[bool, str], list[int]] = defaultdict(list)
+        for i, ask in enumerate(asks):
+            alike[is_listed(ask), ask.placement].append(i)
+        for (listed, _), members in alike.items():
             for start in range(0, len(members), _AT_ONCE):
                 part = members[start : start + _AT_ONCE]
                 table = self.describer.describe([asks[i] for i in part], states[part], listed, now)

@@ -56,6 +56,7 @@ class EventType(Section):
     due: bool = True  # makes its user due for a slate
     history: bool = True  # enters the user's history
     consumes: bool = False  # the item counts as consumed
+    cart: Literal["", "add", "remove"] = ""  # what it does to the cart
     reward: float = 0.0
     times: Literal["one", "value", "quantity", "value_quantity"] = "one"  # reward is weight × this
     window: Duration = duration_ms("30m")  # attribution window, 30 minutes to 30 days
@@ -68,9 +69,9 @@ def builtin_event_types() -> dict[str, EventType]:
         "click": EventType(reward=1.0),
         "like": EventType(reward=1.0, window=duration_ms("1d")),
         "share": EventType(reward=1.0, window=duration_ms("1d")),
-        "add_to_cart": EventType(reward=2.0, window=duration_ms("1d")),
-        "remove_from_cart": EventType(reward=-1.0, window=duration_ms("1d")),
-        "purchase": EventType(reward=5.0, consumes=True, window=duration_ms("7d")),
+        "add_to_cart": EventType(reward=2.0, cart="add", window=duration_ms("1d")),
+        "remove_from_cart": EventType(reward=-1.0, cart="remove", window=duration_ms("1d")),
+        "purchase": EventType(reward=5.0, consumes=True, cart="remove", window=duration_ms("7d")),
         "return": EventType(history=False, window=duration_ms("30d")),
         "dwell": EventType(history=False),
         "rating": EventType(reward=0.0, consumes=True, window=duration_ms("7d")),
@@ -88,7 +89,8 @@ class Consumed(Section):
     default: str = "exclude"
     categories: dict[str, str] = Field(default_factory=dict)  # a category or its prefix before "/"
     items: dict[str, str] = Field(default_factory=dict)
-    cap: int = Field(64, ge=0, le=1_000)  # consumed items remembered a user
+    cart: Literal["exclude", "keep"] = "exclude"  # what lies in the cart
+    cap: int = Field(64, ge=0, le=1_000)  # consumed items, and items in the cart, remembered a user
 
     @property
     def repeats(self) -> bool:

@@ -54,6 +54,8 @@ class Notes(msgspec.Struct, array_like=True):
     decisions: dict[bytes, DecisionNotes] = {}
     credits: list[Credit] = []
     taken: dict[int, int] = {}  # item key -> how often it was consumed, the latest last: where items may come again
+    cart: dict[int, int] = {}  # item key -> second it was put into the cart
+    shows: dict[int, list[int]] = {}  # item key -> seconds at which it was shown, where a rule says how often it may be
 
 
 _encode_notes = msgspec.msgpack.Encoder().encode
@@ -112,7 +114,7 @@ class UserState:
             SCHEMA, self.count, len(self.types), len(self.seen) // 8, self.pending_count, len(self.pending)
         )
         notes = self.notes
-        if notes is not None and not (notes.consumed or notes.texts or notes.decisions or notes.credits or notes.taken):
+        if notes is not None and not any(msgspec.structs.astuple(notes)):
             notes = None
         tail = b"" if notes is None else _encode_notes(notes)
         history = (self.keys, self.types, self.seconds, self.generations)
@@ -152,7 +154,7 @@ class UserState:
 
     def note(self) -> Notes:
         if self.notes is None:
-            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[], taken={})
+            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[], taken={}, cart={}, shows={})
         return self.notes
 
     # -- consumed items -----------------------------------------------------------------------------------------------

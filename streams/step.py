@@ -24,6 +24,7 @@ from headrace.streams.records import (
     item_key,
     pack_transitions,
 )
+from headrace.streams.rules.personal import touch_cart
 from headrace.streams.state import UserState, short_hash
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Step:
             previous = state.history_keys()[:-5:-1]
             if teaches:
                 self.records.append(Behaviour(key, event.type, event.ts, previous.tobytes()))
+            if rule.cart:
+                touch_cart(state, key, what=rule.cart, second=event.ts // 1000, cap=self.settings.consumed.cap)
             if rule.consumes:
                 state.consume(key, second=event.ts // 1000, rules=self.settings.consumed)
             generation = recommender.items.generation(key)

@@ -1,0 +1,48 @@
+"""What a rule must know of a user: what lies in his cart, and how often he was shown an item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from headrace.streams.state import UserState
+
+ITEMS_SHOWN = 512  # a user, the latest: of more the one shown longest ago is forgotten
+TIMES = 32  # of one item
+
+
+def touch_cart(state: UserState, key: int, *, what: Literal["", "add", "remove"], second: int, cap: int) -> None:
+    """What an event does to the cart. Of more than `cap` items the one put there longest ago is forgotten."""
+    if what == "add" and cap:
+        cart = state.note().cart
+        cart.pop(key, None)
+        cart[key] = second
+        while len(cart) > cap:
+            del cart[next(iter(cart))]
+    elif what == "remove" and state.notes is not None:
+        state.notes.cart.pop(key, None)
+
+
+def note_shown(state: UserState, keys: Iterable[int], *, second: int) -> None:
+    """The items were shown to the user at `second`."""
+    shows = state.note().shows
+    for key in keys:
+        shows[key] = [*shows.pop(key, ())[-TIMES + 1 :], second]
+    while len(shows) > ITEMS_SHOWN:
+        del shows[next(iter(shows))]
+
+
+def forget_shown(state: UserState, *, before: int) -> None:
+    """Drops what was shown before the second `before`: no rule asks for it any more."""
+    if state.notes is None or not state.notes.shows:
+        return
+    later = {key: kept for key, seconds in state.notes.shows.items() if (kept := [s for s in seconds if s >= before])}
+    state.notes.shows = later
+
+
+def shown_often(state: UserState, *, most: int, since: int) -> Iterator[int]:
+    """Keys of the items shown `most` times or more since the second `since`."""
+    if state.notes is not None:
+        for key, seconds in state.notes.shows.items():
+            if len(seconds) >= most and seconds[-most] > since:
+                yield key
