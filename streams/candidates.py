@@ -8,7 +8,7 @@ offer beyond their shares, then to popular and random items. All is drawn from t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,15 @@ def among(rows: I64, named: Sequence[Sequence[int]], *, none: int) -> NDArray[np
     return found
 
 
+class Within(NamedTuple):
+    """What rules leave of the catalogue at a placement."""
+
+    allowed: NDArray[np.bool_]  # (capacity + 1,) by row
+    pool: I64  # rows allowed
+    popular: I64  # the same, the most popular first
+    must: I64 | None  # (B, w) rows that candidates must hold, as pins and shares need them; -1 for none
+
+
 class Candidates:
     """Draws candidate rows (B, n); equal input gives equal rows, whatever else is in the batch."""
 
@@ -75,6 +84,7 @@ class Candidates:
         states: F32,
         own: Sequence[Iterable[int]],
         left_out: Sequence[Sequence[int]],
+        within: Within | None = None,
     ) -> tuple[I64, NDArray[np.bool_]]:
         """Rows (B, n) and which of them may be chosen.
 
@@ -83,15 +93,18 @@ class Candidates:
         each user took before, best first. `left_out`: rows of what each may not be shown.
         """
         items, n, batch = self._items, self.n, len(history)
-        pool = items.pool()
+        pool = items.pool() if within is None else within.pool
         if not len(pool):
             return np.full((batch, n), items.none, np.int64), np.zeros((batch, n), np.bool_)
-        popular = self._policies.popular_rows()
+        popular = self._policies.popular_rows() if within is None else within.popular
+        allowed = items.available if within is None else within.allowed
         out = [set(rows) for rows in left_out]
         mine = [[row for row in rows if row not in o] for rows, o in zip(own, out, strict=True)]
         offered = self._offers(history, queries, keys, streams, states, mine, pool, popular)
+        if within is not None and within.must is not None:
+            offered = np.concatenate([within.must, offered], axis=1)
         offered[among(offered, left_out, none=items.none)] = -1
-        wanted = self._first_times(offered)
+        wanted = _first_times(offered, allowed)
         words = random_words(streams, n, salt=2)
         rows = pool[(words % np.uint64(len(pool))).astype(np.int64)]
         if len(popular):  # every third free place goes to a popular item from further down the list
@@ -101,7 +114,7 @@ class Candidates:
         at, column = np.nonzero(wanted & (places < n))
         rows[at, places[at, column]] = offered[at, column]
         rows.sort(axis=1)
-        mask = items.available[rows] & ~among(rows, left_out, none=items.none)
+        mask = allowed[rows] & ~among(rows, left_out, none=items.none)
         mask[:, 1:] &= rows[:, 1:] != rows[:, :-1]
         return rows, mask
 
@@ -144,13 +157,14 @@ class Candidates:
         found[~states.any(axis=1)] = -1
         return found
 
-    def _first_times(self, rows: I64) -> NDArray[np.bool_]:
-        """Where (B, w) an item that may be recommended stands for the first time in its row."""
-        order = np.argsort(rows, axis=1, kind="stable")
-        ordered = np.take_along_axis(rows, order, axis=1)
-        first = np.ones(rows.shape, np.bool_)
-        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        first &= (ordered >= 0) & self._items.available[ordered]
-        back = np.empty(rows.shape, np.bool_)
-        np.put_along_axis(back, order, first, axis=1)
-        return back
+
+def _first_times(rows: I64, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where (B, w) an item that is allowed stands for the first time in its row."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, order, axis=1)
+    first = np.ones(rows.shape, np.bool_)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first &= (ordered >= 0) & allowed[ordered]
+    back = np.empty(rows.shape, np.bool_)
+    np.put_along_axis(back, order, first, axis=1)
+    return back
