@@ -17,6 +17,7 @@ class Progress(msgspec.Struct, array_like=True):
     clock: dict[str, tuple[int, bool]] = {}
     event_time: int = 0
     counts: dict[str, int] = {}
+    exposure: dict[str, float] = {}  # rules/exposure.py
 
 
 encode_progress = msgspec.msgpack.Encoder().encode

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from headrace.streams.clock import EventClock
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import Entry
+from headrace.streams.rules.exposure import Exposure
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Effects:
     expired: list[int] = field(default_factory=list)  # buckets that were emptied
     open_change: int = 0
     clock: EventClock | None = None
+    exposure: Exposure | None = None
 
 
 def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:

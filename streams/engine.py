@@ -23,6 +23,7 @@ from headrace.streams.records import (
     Batch,
     Entry,
 )
+from headrace.streams.rules.exposure import Exposure
 from headrace.streams.settings import Settings
 from headrace.streams.state import UserState
 from headrace.streams.step import BUCKET_MS, Step
@@ -46,6 +47,7 @@ class Engine:
         self.applied = progress.offset
         self.counts: Counter[str] = Counter(progress.counts)
         self.clock = EventClock(dict(progress.clock), progress.event_time)
+        self.exposure = Exposure(dict(progress.exposure))
         self.settings = settings
         self.recommender = recommender
         self.decisions = Decisions(settings, settings.arms.shares)
@@ -112,6 +114,7 @@ class Engine:
         """Makes the effects true in memory; they must then be committed, or the process ends."""
         assert effects.clock is not None
         self.clock = effects.clock
+        self.exposure = effects.exposure or self.exposure
         self.applied = effects.offset
         if effects.applied:
             self._failing.clear()
@@ -136,9 +139,9 @@ class Engine:
 
     def progress(self) -> bytes:
         """The record that commits how far this partition is."""
-        return encode_progress(
-            Progress(self.applied, self.clock.sources, self.clock.now, {k: v for k, v in self.counts.items() if v})
-        )
+        counts = {name: amount for name, amount in self.counts.items() if amount}
+        clock, exposure = self.clock, self.exposure.accounts
+        return encode_progress(Progress(self.applied, clock.sources, clock.now, counts, exposure))
 
     def bucket(self, opened_ts: int) -> int:
         return self.decisions.expires_at(opened_ts) // BUCKET_MS + 1

@@ -42,7 +42,7 @@ class Step:
         self.decisions = engine.decisions
         self.offset = offset
         self.clock = clock
-        self.effects = Effects(offset, clock=clock)
+        self.effects = Effects(offset, clock=clock, exposure=engine.exposure.copy())
         self.counts = self.effects.counts
         self.touched: dict[str, UserState] = {}
         self.gone: set[str] = set()
