@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from headrace.policy.names import POLICIES
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -28,12 +30,77 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+SOURCES = (
+    "similar", "complementary", "own", "following", "state", "queries", "popular", "random", "fresh", "near",
+)  # fmt: skip
+"""Where candidates come from, in order of precedence: see candidates.py."""
+
+
+def _sources(given: Any) -> Any:
+    """A list of names, or a table of shares; a share of 0 is the source's own."""
+    if isinstance(given, (list, tuple)):
+        given = dict.fromkeys(given, 0.0)
+    unknown = [name for name in given if name not in SOURCES] if isinstance(given, dict) else []
+    if unknown:
+        raise ValueError(f"unknown source {unknown[0]!r}; choose among {', '.join(SOURCES)}")
+    return given
+
+
 class Placement(Section):
+    """A place on the shop's pages: what a slate there is chosen from, and who decides."""
+
     k: int = Field(10, ge=1, le=100)
+    sources: Annotated[dict[str, float], BeforeValidator(_sources)] = Field(default_factory=dict)  # empty: all
+    policy: str = ""  # what the arm `policy` runs here; "": policy.name
+    arms: tuple[str, ...] = ()  # who may decide here; a user of another arm gets the first of them. Empty: all
+    diversity: float = Field(0.0, ge=0, le=10)  # λ of Constraints.penalty
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, name: str) -> str:
+        if name and name not in POLICIES:
+            raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Placement:
+        shares = self.sources.values()
+        if any(not 0 <= share <= 1 for share in shares) or sum(shares) > 1 + 1e-6:
+            raise ValueError("shares of sources are between 0 and 1, and at most 1 together")
+        return self
+
+    @property
+    def compared(self) -> bool:
+        """Whether every arm decides here with the policy that it has everywhere: only then are arms comparable."""
+        return not (self.arms or self.policy)
 
 
 class ContextField(Section):
-    """A declared context field: `values` makes it one-hot, else it is a number divided by `scale`."""
+    """A declared context field: categories are one-hot, a number is divided by `scale`, hours and weekdays are points
+    on a circle. Without a kind, a field with values is a category and one without a number."""
 
+    kind: Literal["", "category", "number", "hour", "weekday"] = ""
     values: tuple[str, ...] = ()
     scale: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> ContextField:
+        if self.kind == "category" and not self.values:
+            raise ValueError('a category needs its values: values = ["mobile", "desktop"]')
+        if self.kind not in ("", "category") and self.values:
+            raise ValueError(f"{self.kind} has no values: leave them out, or make it a category")
+        return self
+
+    @property
+    def means(self) -> str:
+        """Its kind, said or not."""
+        return self.kind or ("category" if self.values else "number")
+
+
+class Live(Section):
+    """How it goes live: docs/going-live.md."""
+
+    mode: Literal["live", "shadow"] = "live"  # "shadow": every slate goes to the side topic, until a command says live
+    shadow: tuple[str, ...] = ()  # policies that decide beside the arms' own, for the side topic
+    shadow_share: float = Field(0.1, ge=0, le=1)  # of the decisions: for so many those of `shadow` decide too
+    clock: Literal["wall", "event"] = "wall"  # what worker.max_trigger_age is held against; "event": times made up
