@@ -35,6 +35,10 @@ class Topics(Section):
     interactions_partitions: int = Field(4, ge=1)  # fixed at creation: the user's partition is murmur2(user) mod this
     replication_factor: int = Field(1, ge=1)
     retention: Duration = duration_ms("7d")
+    dead_letters_retention: Duration = duration_ms("7d")
+    segment: Duration = Field(duration_ms("6h"), ge=1)  # by so much a record may outlive its retention
+    compaction_lag: Duration = Field(duration_ms("1h"), ge=1)  # what was overwritten is cleaned away after so long
+    tombstones: Duration = duration_ms("10m")  # how long the cleaner keeps a deletion that it has carried out
     max_message_bytes: int = Field(1_048_588, ge=65_536)
     large_message_bytes: int = Field(16_777_216, ge=1_048_576)  # dead-letters and policy-versions
 

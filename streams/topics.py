@@ -39,16 +39,21 @@ def table(settings: Settings) -> list[Topic]:
     """All topics as the settings want them, the shop's first."""
     t = settings.topics
     usual, large = {"max.message.bytes": str(t.max_message_bytes)}, {"max.message.bytes": str(t.large_message_bytes)}
-    kept = {"cleanup.policy": "delete", "retention.ms": str(t.retention)}
+    # A segment is deleted when its newest record is old enough: the longer it is written to, the longer its oldest one
+    # outlives the retention.
+    kept = {"cleanup.policy": "delete", "retention.ms": str(t.retention), "segment.ms": str(t.segment)}
+    dead = {**kept, "retention.ms": str(t.dead_letters_retention)}
     compact = {"cleanup.policy": "compact"}
+    # Kafka cleans no segment that is written to, and none in which little is overwritten, unless told by when.
+    prompt = {
+        **compact,
+        "segment.ms": str(t.compaction_lag),
+        "max.compaction.lag.ms": str(t.compaction_lag),
+        "delete.retention.ms": str(t.tombstones),
+    }
     # Read whole at every start: small segments, cleaned often, so that little of what is overwritten is read again.
     # Each transaction leaves a marker, and the cleaner keeps markers for delete.retention.ms: by default for a day.
-    reread = {
-        **compact,
-        "segment.bytes": str(33_554_432),
-        "min.cleanable.dirty.ratio": "0.3",
-        "delete.retention.ms": str(600_000),
-    }
+    reread = {**prompt, "segment.bytes": str(33_554_432), "min.cleanable.dirty.ratio": "0.3"}
     few_keys = {**reread, "segment.bytes": str(4_194_304)}
 
     def shop(name: str, partitions: int, config: dict[str, str]) -> Topic:
@@ -63,9 +68,9 @@ def table(settings: Settings) -> list[Topic]:
         shop("requests", t.requests_partitions, kept),
         shop("rules", 1, compact),
         shop("identities", t.requests_partitions, kept),
-        shop("erasures", t.requests_partitions, compact),
+        shop("erasures", t.requests_partitions, prompt),
         ours("recommendations", t.interactions_partitions, kept, fixed=False),
-        ours("dead-letters", 1, kept, fixed=False),
+        ours("dead-letters", 1, dead, fixed=False),
         ours("interactions", t.interactions_partitions, kept),
         ours("users-changelog", t.interactions_partitions, reread),
         ours("ingest-offsets", 1, few_keys),  # one partition: a source finds its position whatever else changes
