@@ -1,13 +1,14 @@
 """Which items a decision chooses among: the user's own, what others did next, what is near to the state, to a query
-and to what the user did, what is popular, new and random.
+and to what the user did, what is popular, new and random; on a product page what is similar and complementary to it.
 
 Every source has its share of the n places. Places that a source leaves free, or that repeat an item, go to what sources
-offer beyond their shares, then to popular and random items. All is drawn from the decision's own random stream.
+offer beyond their shares, then to popular and random items. A placement may name its sources: then these alone bring
+candidates, also to the places left free. All is drawn from the decision's own random stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 RECENT = 10  # history entries that candidates and scalars look at
 _SOURCES = 6  # of these, how many bring neighbours
+_EACH = ("following", "near")  # sources that bring some for each of them
 
 
 def random_words(streams: NDArray[np.uint64], count: int, *, salt: int) -> NDArray[np.uint64]:
@@ -64,15 +66,27 @@ class Candidates:
         self._policies = policies
         self.n = n
         # Shares in order of precedence; those of 120 places in brackets. docs/retrieval.md says what each covers.
-        self._own = n // 4  # (30)
-        self._next = max(1, n // 5 // _SOURCES)  # of each of the latest entries (4, 24 in all)
-        self._state = max(1, n // 6)  # (20)
-        self._queries = n // 10  # (12)
-        self._popular = n // 6  # (20)
-        self._fresh = max(1, n // 30)  # (4)
-        self._random = n // 15  # (8)
-        # Beyond the shares, for what is left:
-        self._near = max(1, n * 2 // 5 // _SOURCES)  # neighbours of each of the latest entries (8, 48)
+        self._shares = {
+            "similar": max(1, n // 6),  # (20), as all neighbours: at most 24
+            "complementary": max(1, n // 8),  # (15), at most 16
+            "own": n // 4,  # (30)
+            "following": max(1, n // 5 // _SOURCES),  # of each of the latest entries (4, 24 in all)
+            "state": max(1, n // 6),  # (20)
+            "queries": n // 10,  # (12)
+            "popular": n // 6,  # (20)
+            "random": n // 15,  # (8)
+            "fresh": max(1, n // 30),  # (4)
+            # Beyond the shares, for what is left:
+            "near": max(1, n * 2 // 5 // _SOURCES),  # neighbours of each of the latest entries (8, 48)
+        }
+
+    def _widths(self, sources: Mapping[str, float]) -> dict[str, int]:
+        """How many items each source brings; of `following` and `near` each of the latest entries."""
+        if not sources:
+            return self._shares
+        places = {name: round(share * self.n) // (_SOURCES if name in _EACH else 1) for name, share in sources.items()}
+        named = {name: max(1, places[name]) if share else self._shares[name] for name, share in sources.items()}
+        return dict.fromkeys(self._shares, 0) | named
 
     def draw(
         self,
@@ -85,12 +99,15 @@ class Candidates:
         own: Sequence[Iterable[int]],
         left_out: Sequence[Sequence[int]],
         within: Within | None = None,
+        sources: Mapping[str, float] | None = None,
+        anchored: NDArray[np.bool_] | None = None,
     ) -> tuple[I64, NDArray[np.bool_]]:
         """Rows (B, n) and which of them may be chosen.
 
         `history`: rows (B, RECENT), latest first, `items.none` where there is none; `keys` the same by key. `queries`:
         the latest query's key and vector of each user, if the history holds one. `states` (B, d). `own`: rows of what
-        each user took before, best first. `left_out`: rows of what each may not be shown.
+        each user took before, best first. `left_out`: rows of what each may not be shown. `sources`: the placement's,
+        as the settings have them. `anchored` (B,): where the latest entry is what is being looked at.
         """
         items, n, batch = self._items, self.n, len(history)
         pool = items.pool() if within is None else within.pool
@@ -100,16 +117,20 @@ class Candidates:
         allowed = items.available if within is None else within.allowed
         out = [set(rows) for rows in left_out]
         mine = [[row for row in rows if row not in o] for rows, o in zip(own, out, strict=True)]
-        offered = self._offers(history, queries, keys, streams, states, mine, pool, popular)
+        sources = sources or {}
+        anchored = np.zeros(batch, np.bool_) if anchored is None else anchored
+        offered = self._offers(history, queries, keys, streams, states, mine, pool, popular, sources, anchored)
         if within is not None and within.must is not None:
             offered = np.concatenate([within.must, offered], axis=1)
         offered[among(offered, left_out, none=items.none)] = -1
         wanted = _first_times(offered, allowed)
+        anything = not sources or "random" in sources
         words = random_words(streams, n, salt=2)
-        rows = pool[(words % np.uint64(len(pool))).astype(np.int64)]
-        if len(popular):  # every third free place goes to a popular item from further down the list
-            words = random_words(streams, n, salt=3)[:, ::3]
-            rows[:, ::3] = popular[(words % np.uint64(len(popular))).astype(np.int64)]
+        rows = pool[(words % np.uint64(len(pool))).astype(np.int64)] if anything else np.full((batch, n), items.none)
+        if len(popular) and (not sources or "popular" in sources):
+            each = 3 if anything else 1  # every third free place goes to a popular item from further down the list
+            words = random_words(streams, n, salt=3)[:, ::each]
+            rows[:, ::each] = popular[(words % np.uint64(len(popular))).astype(np.int64)]
         places = np.cumsum(wanted, axis=1) - 1
         at, column = np.nonzero(wanted & (places < n))
         rows[at, places[at, column]] = offered[at, column]
@@ -121,39 +142,58 @@ class Candidates:
     def _offers(
         self, history: I64, queries: Sequence[tuple[int, F32] | None], keys: NDArray[np.uint64],
         streams: NDArray[np.uint64], states: F32, own: Sequence[Sequence[int]], pool: I64, popular: I64,
+        sources: Mapping[str, float], anchored: NDArray[np.bool_],
     ) -> I64:  # fmt: skip
         """What the sources offer (B, w), in order of precedence; -1 for nothing."""
-        items, batch = self._items, len(history)
-        mine = np.full((batch, self._own), -1, np.int64)
+        items, batch, width = self._items, len(history), self._widths(sources)
+        mine = np.full((batch, width["own"]), -1, np.int64)
         for place, rows in zip(mine, own, strict=True):
-            place[: len(rows)] = rows[: self._own]
-        following = self._policies.following(keys[:, :_SOURCES].reshape(-1))[:, : self._next]
-        asked = np.full((batch, self._queries), -1, np.int64)
+            place[: len(rows)] = rows[: width["own"]]
+        following = self._policies.following(keys[:, :_SOURCES].reshape(-1))[:, : width["following"]]
+        asked = np.full((batch, width["queries"]), -1, np.int64)
         for place, query in zip(asked, queries, strict=True):
-            if query is not None:
-                found = items.nearest(query[0], query[1], self._queries)
+            if query is not None and width["queries"]:
+                found = items.nearest(query[0], query[1], self._shares["queries"])[: width["queries"]]
                 place[: len(found)] = found
-        best = popular[: self._popular]
-        words = random_words(streams, self._random, salt=5)
+        best = np.broadcast_to(popular[: width["popular"]], (batch, min(width["popular"], len(popular)))).copy()
+        near_states = self._near_states(states, width["state"])
+        words = random_words(streams, width["random"], salt=5)
         parts: list[NDArray[Any]] = [
             mine,
             following.reshape(batch, -1),
-            self._near_states(states),
+            near_states,
             asked,
-            np.broadcast_to(best, (batch, len(best))),
+            best,
             pool[(words % np.uint64(len(pool))).astype(np.int64)],
         ]
         if items.fresh:
             fresh = np.array(items.fresh, np.int64)
-            words = random_words(streams, self._fresh, salt=1)
+            words = random_words(streams, width["fresh"], salt=1)
             parts.append(fresh[(words % np.uint64(len(fresh))).astype(np.int64)])
         recent = np.ascontiguousarray(history[:, :_SOURCES]).reshape(-1)
-        parts.append(items.neighbours(recent)[:, : self._near].reshape(batch, -1))
+        parts.append(items.neighbours(recent)[:, : width["near"]].reshape(batch, -1))
+        if anchored.any():
+            if not sources:  # these give half of their places to what the page is about
+                for part in (mine, near_states, best):
+                    part[anchored, part.shape[1] // 2 :] = -1
+            parts.insert(0, self._of_anchors(history, keys, anchored, width))
         return np.concatenate(parts, axis=1).astype(np.int64)
 
-    def _near_states(self, states: F32) -> I64:
-        """Rows (B, share) nearest to the states; -1 where a state is zeros: nothing is known of the user."""
-        found = self._items.index.search(states, self._state)
+    def _of_anchors(
+        self, history: I64, keys: NDArray[np.uint64], anchored: NDArray[np.bool_], width: Mapping[str, int]
+    ) -> I64:
+        """What is similar to each anchor, and what is done or bought after it; -1 where there is no anchor."""
+        similar = self._items.neighbours(history[anchored, 0])[:, : width["similar"]]
+        after = self._policies.following(keys[anchored, 0])[:, : width["complementary"]]
+        found = np.full((len(history), similar.shape[1] + after.shape[1]), -1, np.int64)
+        found[anchored] = np.concatenate([similar, after], axis=1)
+        return found
+
+    def _near_states(self, states: F32, count: int) -> I64:
+        """Rows (B, count) nearest to the states; -1 where a state is zeros: nothing is known of the user."""
+        if not count:
+            return np.zeros((len(states), 0), np.int64)
+        found = self._items.index.search(states, count)
         found[~states.any(axis=1)] = -1
         return found
 

@@ -142,7 +142,10 @@ class Describer:
             rows, mask = self._listed(asks)
             mask &= ~among(rows, out, none=items.none)
         else:
-            rows, mask = self.drawn(asks, history, keys, streams, states=states, own=own, left_out=out)
+            rows, mask = self.drawn(
+                asks, history, keys, streams, states=states, own=own, left_out=out,
+                sources=self._settings.placements[asks[0].placement].sources, anchored=codes[:, 0] == ANCHOR,
+            )  # fmt: skip
         vectors = items.vectors[rows]
         counts = own_counts(own, rows)
         columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys, own=counts)
@@ -208,7 +211,7 @@ class Describer:
         return rows, self.items.available[rows]
 
     def _left_out(self, asks: Sequence[Ask], now: int) -> list[list[int]]:
-        """Rows of what the users have consumed or in their carts, what requests exclude and the items being looked at."""
+        """Rows of what users have consumed or in their carts, what requests exclude, and what is being looked at."""
         all_out: list[list[int]] = []
         for ask in asks:
             out: list[int] = []

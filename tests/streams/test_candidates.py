@@ -41,7 +41,7 @@ def store():
     return store
 
 
-def draw(store, *, states=None, histories=((),), own=((),), left_out=((),), streams=(1,)):
+def draw(store, *, states=None, histories=((),), own=((),), left_out=((),), streams=(1,), **more):
     batch = len(streams)
     candidates = Candidates(store, Knowledge(store), n=N)
     history = np.full((batch, 10), store.none)
@@ -50,7 +50,7 @@ def draw(store, *, states=None, histories=((),), own=((),), left_out=((),), stre
     keys = np.where(history == store.none, 0, store.keys[history]).astype(np.uint64)
     states = np.zeros((batch, DIM), np.float32) if states is None else states
     rows, mask = candidates.draw(
-        history, [None] * batch, keys, np.array(streams, np.uint64), states=states, own=own, left_out=left_out
+        history, [None] * batch, keys, np.array(streams, np.uint64), states=states, own=own, left_out=left_out, **more
     )
     assert rows.shape == mask.shape == (batch, N)
     for row, there in zip(rows, mask, strict=True):
@@ -104,6 +104,52 @@ def test_equal_input_gives_equal_candidates_whatever_else_is_in_the_batch(store)
     for i in range(3):
         alone = draw(store, states=states[i : i + 1], streams=(i + 1,), **{k: [v[i]] for k, v in more.items()})
         assert alone == [together[i]]
+
+
+# -- placements and anchors -------------------------------------------------------------------------------------------
+
+
+def test_what_is_similar_and_complementary_to_the_anchor_has_places_of_its_own(store):
+    """Even where every other source has plenty to offer."""
+    state, anchor = store.vectors[123:124], 300
+    known = {"states": state, "histories": [[anchor, *range(9)]], "own": [list(range(100, 200))]}
+    (found,) = draw(store, anchored=np.array([True]), left_out=[[anchor]], **known)
+    similar = set(store.neighbours(np.array([anchor]))[0, :20].tolist())
+    assert similar | set(range(301, 316)) <= found and anchor not in found
+    assert set(range(100, 115)) <= found and set(range(ITEMS - 10, ITEMS)) <= found  # half of what others had
+    (without,) = draw(store, left_out=[[anchor]], **known)
+    assert not set(range(306, 316)) <= without
+
+
+def test_an_anchor_steers_its_own_decision_alone(store):
+    histories, anchored = [[300, 5], [300, 5]], np.array([True, False])
+    together = draw(store, histories=histories, anchored=anchored, own=((), ()), left_out=((), ()), streams=(1, 2))
+    assert together[:1] == draw(store, histories=histories[:1], anchored=anchored[:1])
+    assert together[1:] == draw(store, histories=histories[1:], streams=(2,))
+
+
+def test_an_anchor_that_the_catalogue_does_not_know_steers_nothing(store):
+    (found,) = draw(store, histories=[[store.none]], anchored=np.array([True]))
+    assert len(found) > 60
+
+
+def test_a_placement_has_candidates_of_its_sources_alone(store):
+    known = {"histories": [[300]], "own": [[7, 8]], "anchored": np.array([True])}
+    (found,) = draw(store, sources={"similar": 0.0, "complementary": 0.0}, **known)
+    similar = set(store.neighbours(np.array([300]))[0, :20].tolist())
+    assert found == similar | set(range(301, 316))
+    (found,) = draw(store, sources={"own": 0.0}, **known)
+    assert found == {7, 8}
+    (found,) = draw(store, sources={"popular": 0.0}, **known)
+    assert len(found) > 60 and min(found) >= ITEMS - 200
+    assert draw(store, sources={"own": 0.0}) == [set()]
+
+
+def test_shares_say_how_many_of_the_places_a_source_has(store):
+    (found,) = draw(store, own=[list(range(300))], sources={"own": 0.5, "popular": 0.1})
+    assert set(range(60)) <= found and 60 not in found
+    (found,) = draw(store, histories=[list(range(0, 60, 10))], sources={"following": 0.1})
+    assert found == {i + j for i in range(0, 60, 10) for j in (1, 2)}
 
 
 # -- what a user took -------------------------------------------------------------------------------------------------
