@@ -35,8 +35,7 @@ from headrace.simulation.world import Rewards, World
 from headrace.streams import configuration, kafka, start, topics
 from headrace.streams.broker import Broker
 from headrace.streams.errors import HeadraceError, SettingsError
-from headrace.streams.policies import policy_of_arm
-from headrace.streams.settings import Settings
+from headrace.streams.settings import Settings, policy_of_arm
 from headrace.streams.supervise import Supervisor
 
 SPEED = 10_080.0  # a minute of the demo is a week of the shop
@@ -145,6 +144,7 @@ def _settings(config: Path | None, bootstrap: str | None, preset: str | None) ->
     if bootstrap is not None:
         changes["kafka"] = {**settings.kafka, "bootstrap.servers": bootstrap}
         changes["topics"] = settings.topics.model_copy(update={"prefix": f"headrace-demo-{stamp}."})
+    changes["live"] = settings.live.model_copy(update={"clock": "event"})  # the shop's time is not the clock's
     settings = settings.model_copy(update=changes)
     settings.data_dir.mkdir(parents=True)
     return settings

@@ -17,8 +17,7 @@ from headrace.simulation.settings import DAY_MS
 from headrace.simulation.shop import Shop
 from headrace.simulation.tally import Decided, Tally, last_third
 from headrace.streams.configuration import effective
-from headrace.streams.policies import policy_of_arm
-from headrace.streams.settings import Settings
+from headrace.streams.settings import Settings, policy_of_arm
 
 _SPANS = 14  # of the plots over time
 

@@ -124,7 +124,7 @@ class Book:
             return
         self._held[name] = decision = self._decision(record, offset)
         self._of_user.setdefault(record.user_id, []).append(name)
-        if self._assume_shown:
+        if self._assume_shown and not record.shadow:
             for position in range(decision.size):
                 self._show(decision, position, lessons)
 

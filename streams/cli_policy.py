@@ -74,11 +74,42 @@ def promote(name: Name, why: Why, who: Who = None, config: Config = None, debug:
     _command("promote", name, why, who, config)
 
 
+@app.command()
+def ramp(
+    arm: Annotated[str, typer.Argument(metavar="ARM")],
+    share: Annotated[float, typer.Argument(metavar="SHARE", help="0 to 1; the others keep their proportions.")],
+    why: Why,
+    who: Who = None,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """An arm gets another share of the users: as many change as it moves by."""
+    _command("ramp", arm, why, who, config, share=share)
+
+
+@app.command()
+def live(why: Why, who: Who = None, config: Config = None, debug: Debug = False) -> None:
+    """Slates go to the shop."""
+    _command("live", "all", why, who, config)
+
+
+@app.command()
+def shadow(why: Why, who: Who = None, config: Config = None, debug: Debug = False) -> None:
+    """Slates go to the side topic, the shop gets none."""
+    _command("shadow", "all", why, who, config)
+
+
 def _command(
-    action: str, name: str, why: str, who: str | None, config: Path | None, version: int | None = None
+    action: str,
+    name: str,
+    why: str,
+    who: str | None,
+    config: Path | None,
+    version: int | None = None,
+    share: float | None = None,
 ) -> None:
     from headrace.streams import overview
     from headrace.streams.commands import command
     from headrace.streams.configuration import load
 
-    print(overview.line(command(load(config), action, name, version=version, who=who, why=why)))
+    print(overview.line(command(load(config), action, name, version=version, share=share, who=who, why=why)))

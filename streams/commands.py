@@ -20,7 +20,7 @@ from headrace.streams.gate import HISTORY
 from headrace.streams.records import Command, PolicyVersion, decode_policy_version, encode_command
 from headrace.streams.settings import Settings
 
-ACTIONS = ("freeze", "unfreeze", "pin", "promote", "rollback")
+ACTIONS = ("freeze", "unfreeze", "pin", "promote", "rollback", "ramp", "live", "shadow")
 _WAIT_S = 10.0
 
 
@@ -39,9 +39,16 @@ class Done:
 
 
 def command(
-    settings: Settings, action: str, policy: str, *, version: int | None = None, who: str | None, why: str
+    settings: Settings,
+    action: str,
+    policy: str,
+    *,
+    version: int | None = None,
+    share: float | None = None,
+    who: str | None,
+    why: str,
 ) -> Done:
-    """Sends a command and waits for what became of it.
+    """Sends a command and waits for what became of it. `policy`: for `ramp` the arm, for `live` and `shadow` ALL.
 
     Raises HeadraceError where the learner refuses it, or where none took it: nothing has then been done yet, and a
     learner that comes back within the topics' retention will still obey.
@@ -58,6 +65,7 @@ def command(
         why=why.strip(),
         ts=int(time.time() * 1000),
         version=version,
+        share=share,
     )
     producer = Producer(kafka.client_config(settings))
     kafka.produce(producer, settings.topic("policy-commands"), key=policy.encode(), value=encode_command(wanted))

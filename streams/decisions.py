@@ -204,7 +204,7 @@ class Decisions:
             return self._assume_shown
         if notes.shown is not None:
             return position in notes.shown
-        return notes.named or self._assume_shown
+        return notes.named or (self._assume_shown and not notes.shadow)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Decisions:
             return [], [], "altered"
         if notes.shown is not None:
             shown = sorted({*notes.shown, *notes.rewards})
-        elif notes.named or self._assume_shown:
+        elif notes.named or (self._assume_shown and not notes.shadow):
             shown = list(range(len(decision.keys)))
         else:
             return [], [], "unshown"

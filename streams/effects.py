@@ -18,6 +18,7 @@ class Effects:
     offset: int
     changes: dict[bytes, bytes | None] = field(default_factory=dict)  # changelog key -> value
     recommendations: list[tuple[str, bytes]] = field(default_factory=list)  # (user_id, JSON)
+    shadow: list[tuple[str, bytes]] = field(default_factory=list)  # (user_id, JSON), for the side topic
     transitions: list[bytes] = field(default_factory=list)
     counts: Counter[tuple[str, ...]] = field(default_factory=Counter)  # metric's name, labels
     freshness: list[int] = field(default_factory=list)  # sent_ms of the triggers answered
@@ -48,6 +49,10 @@ def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
             metrics.pending_capped.inc(amount)
         elif name[0] == "busy":
             metrics.busy.labels(name[1]).inc(amount)
+        elif name[0] == "shadow":
+            metrics.shadow_slates.labels(name[1]).inc(amount)
+        elif name[0] == "held_out":
+            metrics.held_out.labels(name[1]).inc(amount)
         elif name[0] == "stale_triggers":
             metrics.stale_triggers.inc(amount)
     for _ in effects.failed:

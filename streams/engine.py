@@ -72,19 +72,21 @@ class Engine:
 
     # -- one record ---------------------------------------------------------------------------------------------------
 
-    def apply(self, batch: Batch, offset: int) -> Effects:
+    def apply(self, batch: Batch, offset: int, *, not_before: int = 0) -> Effects:
         """Drop what was seen, join outcomes, append to histories, expire, encode and decide, publish.
+
+        `not_before`: triggers that were sent, or happened, earlier (Unix ms) get no slate; states learn from them.
 
         An entry that fails alone is in `failed`, and the others are applied without it. Raises Fatal where several
         users' entries failed and none was applied between: a fault of ours, not theirs, would dead-letter everything.
         """
         try:
-            return self._apply(batch, offset, batch.entries)
+            return self._apply(batch, offset, batch.entries, not_before)
         except Exception:
             self.recommender.forget()
-            bad = dict(culprits(partial(self._attempt, batch, offset), len(batch.entries)))
+            bad = dict(culprits(partial(self._attempt, batch, offset, not_before), len(batch.entries)))
             keep = [entry for i, entry in enumerate(batch.entries) if i not in bad]
-            effects = self._apply(batch, offset, keep)
+            effects = self._apply(batch, offset, keep, not_before)
             effects.failed = [(batch.entries[i], error) for i, error in bad.items()]
             if not keep and len(users := self._failing | {entry.user_id for entry, _ in effects.failed}) > 1:
                 raise Fatal(
@@ -93,15 +95,15 @@ class Engine:
                 ) from effects.failed[-1][1]
             return effects
 
-    def _attempt(self, batch: Batch, offset: int, indexes: Sequence[int]) -> None:
+    def _attempt(self, batch: Batch, offset: int, not_before: int, indexes: Sequence[int]) -> None:
         try:
-            self._apply(batch, offset, [batch.entries[i] for i in indexes])
+            self._apply(batch, offset, [batch.entries[i] for i in indexes], not_before)
         except Exception:
             self.recommender.forget()
             raise
 
-    def _apply(self, batch: Batch, offset: int, entries: Sequence[Entry]) -> Effects:
-        step = Step(self, offset, self.clock.advanced(batch))
+    def _apply(self, batch: Batch, offset: int, entries: Sequence[Entry], not_before: int) -> Effects:
+        step = Step(self, offset, self.clock.advanced(batch), not_before=not_before)
         for entry in entries:
             step.take(entry)
         step.expire()

@@ -13,7 +13,6 @@ import math
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,13 +23,14 @@ from headrace.policy.evaluation.guardrails import Alarm, Guardrails
 from headrace.policy.evaluation.ledger import Ledger
 from headrace.policy.names import LEARNED
 from headrace.streams.frozen import Frozen
+from headrace.streams.gate_commands import Entry, obey
 from headrace.streams.lessons import Decision, Lessons
-from headrace.streams.metrics import Metrics
+from headrace.streams.live import Live
 from headrace.streams.parts import PolicyPart
-from headrace.streams.policies import control_arm, policy_of_arm, serves, stand_in
+from headrace.streams.policies import control_arm, serves, stand_in
 from headrace.streams.ramp import Ramp
 from headrace.streams.records import Command, Opened, PolicyVersion, Transitions
-from headrace.streams.settings import Settings
+from headrace.streams.settings import NONE, Settings, policy_of_arm
 from headrace.streams.staging import Staging
 from headrace.streams.versions import MISFIT, arrays_of, version_of
 
@@ -42,17 +42,6 @@ _GUARDED = "policy"  # the arm
 _CHECK_EVERY = 8  # boundaries: a snapshot made for its own sake is not for every one, and two seconds are soon enough
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the history: what was done, to which policy, by whom and why."""
-
-    action: str
-    policy: str
-    who: str
-    why: str
-    command_id: str = ""
-
-
 class GatePart:
     """One a learner. `serves` says which policy each arm runs."""
 
@@ -61,6 +50,7 @@ class GatePart:
         self._settings = g
         self.serves = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
         self._split = json.dumps([settings.arms.salt, settings.arms.shares])
+        self.live = Live(settings)
         self._stand_in = stand_in(settings)
         self._ramp = Ramp(loss=g.loss, planned=g.planned)
         self._gate = Gate(margin=g.margin, error=g.error, min_decisions=g.min_decisions, planned=g.planned)
@@ -95,11 +85,15 @@ class GatePart:
             self.frozen.end(policy, offset)
         self._ramp = Ramp(loss=self._settings.loss, planned=self._settings.planned)
         self.start_evidence()
-        self._note(Entry("encoder", self.champion, "announcement", f"{version}: policies begin anew"))
+        self.note(Entry("encoder", self.champion, "announcement", f"{version}: policies begin anew"))
 
     @property
     def champion(self) -> str:
         return self.serves.get(_GUARDED, "")
+
+    def watch_anew(self) -> None:
+        """Forgets what the guardrails saw."""
+        self._guard.reset()
 
     @property
     def share(self) -> float:
@@ -181,7 +175,7 @@ class GatePart:
         if self._settings.guard and guarded is not None and self.champion not in self.frozen:
             self._guard_policy(guarded, alarm, boundary, offset)
         for at, command in self._waiting:
-            self._obey(command, by_name, offset)
+            obey(self, command, by_name, offset)
             self.commands = at
             self._dirty = True
         self._waiting.clear()
@@ -189,7 +183,7 @@ class GatePart:
             self._ledger, self.verdicts, self._dirty = Ledger(list(self.serves)), {}, True  # arms are counted alike
         if self._ramp.share == 1:
             for arm in self.serves:
-                if arm != _GUARDED and _GUARDED in self.serves:
+                if arm != _GUARDED and _GUARDED in self.serves and self.serves[arm] != NONE:
                     self._judge_arm(arm)
         for part in parts:
             if part.policy.name not in self.frozen:
@@ -205,11 +199,11 @@ class GatePart:
             self.counts["rollback", alarm.rule] += 1
             entry = Entry("rollback", part.policy.name, "guardrail", f"{alarm.rule}: {alarm.reason}")
             good = -1 if self._guard.last_good is None else self._guard.last_good
-            while (to := self.staging.before(part.policy.name, good)) and not self._put_back(part, to, offset):
+            while (to := self.staging.before(part.policy.name, good)) and not self.put_back(part, to, offset):
                 pass  # what fits no more is no longer staged
             if to is None:
                 part.begin_anew(offset=offset)
-            self._rolled_back(part, offset, entry, to)
+            self.rolled_back(part, offset, entry, to)
 
     def _judge_arm(self, arm: str) -> None:
         """How every arm fares beside the champion; only a challenger may take its place."""
@@ -218,16 +212,16 @@ class GatePart:
         verdict = self._gate.verdict(self._ledger, champion=_GUARDED, challenger=arm, challengers=rivals)
         self.verdicts[arm] = verdict
         if arm in challengers and verdict.decision == "promote" and self.serves[arm] not in self.frozen:
-            self._promote(arm, Entry("promote", self.serves[arm], "gate", verdict.reason))
+            self.promote(arm, Entry("promote", self.serves[arm], "gate", verdict.reason))
 
-    def _promote(self, arm: str, entry: Entry) -> None:
+    def promote(self, arm: str, entry: Entry) -> None:
         """The challenger serves the arm `policy`; the champion so far goes on as the challenger."""
         self.serves[_GUARDED], self.serves[arm] = self.serves[arm], self.serves[_GUARDED]
         self.counts["promotion", entry.policy] += 1
-        self._note(entry)
+        self.note(entry)
         self.start_evidence()
 
-    def _put_back(self, part: PolicyPart, to: PolicyVersion, offset: int) -> bool:
+    def put_back(self, part: PolicyPart, to: PolicyVersion, offset: int) -> bool:
         """Whether the staged version fits the policy: the settings may have made another of it since."""
         try:
             part.become(*arrays_of(to), offset=offset)
@@ -237,69 +231,20 @@ class GatePart:
             return False
         return True
 
-    def _rolled_back(self, part: PolicyPart, offset: int, entry: Entry, to: PolicyVersion | None) -> None:
+    def rolled_back(self, part: PolicyPart, offset: int, entry: Entry, to: PolicyVersion | None) -> None:
         """Stops learning, and forgets what was learned since: it may be what went wrong."""
         name = part.policy.name
         told = "to the beginning, as no version was staged yet" if to is None else f"to version {to.version}"
         self.frozen.begin(name, to.offset if to else -1)
         self.staging.drop_after(name, to.version if to else -1)
-        self._note(Entry(entry.action, name, entry.who, f"{entry.why} ({told})", entry.command_id))
+        self.note(Entry(entry.action, name, entry.who, f"{entry.why} ({told})", entry.command_id))
         if name == self.champion:
             self._guard.reset()
 
-    def _note(self, entry: Entry) -> None:
+    def note(self, entry: Entry) -> None:
         log.warning("%s %s by %s: %s", entry.action, entry.policy, entry.who, entry.why)
         self._history.append(entry)
         self._dirty = True
-
-    # -- commands -----------------------------------------------------------------------------------------------------
-
-    def _obey(self, command: Command, parts: dict[str, PolicyPart], offset: int) -> None:
-        name = command.policy
-        entry = Entry(command.action, name, command.who, command.why, command.command_id)
-        problem = self._problem(command, parts)
-        if problem:
-            self._note(Entry("refused", name, command.who, f"{command.action}: {problem}", command.command_id))
-        elif command.action == "promote":
-            self._promote(next(arm for arm, policy in self.serves.items() if policy == name and arm != _GUARDED), entry)
-        elif command.action == "freeze":
-            self.frozen.begin(name, offset)
-            self._note(entry)
-        elif command.action == "unfreeze":
-            self.frozen.end(name, offset)
-            if name == self.champion:
-                self._guard.reset()
-            self._note(entry)
-        elif (to := self.staging.find(name, command.version)) and self._put_back(parts[name], to, offset):  # or pin
-            self._rolled_back(parts[name], offset, entry, to)
-            self.counts["rollback", "command"] += 1
-        else:
-            why = f"{command.action}: this version was made under other settings and fits no more: choose another"
-            self._note(Entry("refused", name, command.who, why, command.command_id))
-
-    def _problem(self, command: Command, parts: dict[str, PolicyPart]) -> str:
-        """Why a command cannot be obeyed, in one line that says what to do; empty where it can."""
-        name = command.policy
-        if command.action == "promote":
-            if name == self.champion:
-                return f"{name} serves the arm `policy` already"
-            if name not in self.serves.values():
-                return f"no arm runs {name}: give it a share in [arms.shares] first"
-            return ""
-        if name not in parts:
-            return f"{name} is not learned here: choose one of {', '.join(parts)}"
-        if command.action == "unfreeze" and name not in self.frozen:
-            return f"{name} is not frozen"
-        if command.action == "freeze" and name in self.frozen:
-            return f"{name} is frozen already"
-        if command.action in ("pin", "rollback") and self.staging.find(name, command.version) is None:
-            known = ", ".join(str(v) for v in self.staging.versions(name))
-            if not known:
-                return f"no version of {name} is staged yet: `headrace policy freeze {name}` keeps it as it is"
-            return f"there is no such staged version of {name}: choose one of {known}"
-        if command.action not in ("freeze", "unfreeze", "pin", "rollback"):
-            return f"{command.action!r} is no command"
-        return ""
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
@@ -332,6 +277,7 @@ class GatePart:
             "staged": json.dumps(self.staging.table()),
             "verdicts": json.dumps({arm: vars(v) for arm, v in sorted(self.verdicts.items())}),
             "share": self._ramp.share,
+            "live": self.live.written(),
             "commands": self.commands,
             "checked": self._checked,
             "entries": self._entries,
@@ -355,6 +301,9 @@ class GatePart:
             self.staging.resume(latest.values(), staged)
             self.frozen.resume(str(meta["frozen"]), among=LEARNED)
             self.known = record.offset
+            if "live" in meta and not self.live.resume(str(meta["live"])):  # a record of the release before has none
+                log.warning("[live] or [arms] are others than when shares or mode were commanded: settings stand")
+                self._dirty = True
             same = said and comparable and meta.get("split", self._split) == self._split
             champion = json.loads(str(meta["serves"])).get(_GUARDED)
             self.serves = said or self.serves
@@ -375,26 +324,3 @@ class GatePart:
 
 def _of(arrays: Arrays, prefix: str) -> Arrays:
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def report(gate: GatePart, metrics: Metrics) -> None:
-    """What the gate knows, as metrics."""
-    for (what, which), amount in gate.counts.items():
-        if what == "promotion":
-            metrics.promotions.labels(which).inc(amount)
-        elif what == "rollback":
-            metrics.rollbacks.labels(which).inc(amount)
-    gate.counts.clear()
-    for arm in gate.serves:
-        for policy in set(gate.serves.values()):
-            metrics.serving.labels(arm, policy).set(gate.serves[arm] == policy)
-    metrics.gate_share.set(gate.share)
-    for policy in {*gate.frozen.ever, *gate.serves.values()}:
-        metrics.frozen.labels(policy).set(policy in gate.frozen)
-        metrics.promotions.labels(policy)  # a counter first seen at 1 has no increase
-    for arm, (decisions, value) in gate.values().items():
-        metrics.gate_decisions.labels(arm).set(decisions)
-        metrics.gate_value.labels(arm).set(value)
-    for arm, verdict in gate.verdicts.items():
-        for bound in ("lower", "lift", "upper"):
-            metrics.gate_lift.labels(arm, bound).set(getattr(verdict, bound))

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from headrace.streams import encoders, http, kafka, topics
 from headrace.streams.ends import EndsWatch
 from headrace.streams.errors import Fatal, HeadraceError
-from headrace.streams.gate import report
+from headrace.streams.gate_report import report
 from headrace.streams.learning import Learning
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import PolicyVersion, decode_command, decode_policy_version, decode_transitions, encode

@@ -24,10 +24,9 @@ from headrace.streams.estimates import Estimates
 from headrace.streams.frozen import Span, within
 from headrace.streams.gate import PART, GatePart
 from headrace.streams.parts import BehaviourParts, PolicyPart
-from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.rewards import Rewards
-from headrace.streams.settings import Settings
+from headrace.streams.settings import NONE, Settings, policy_of_arm
 from headrace.streams.space import Space
 from headrace.streams.start import begin
 from headrace.streams.versions import MISFIT, arrays_of, make_policy, version_of
@@ -52,7 +51,8 @@ class Learning:
 
     def __init__(self, settings: Settings, *, dim: int) -> None:
         """`dim` d of states and items: the user encoder's."""
-        names = dict.fromkeys([settings.policy.name, *(policy_of_arm(settings, arm) for arm in settings.arms.shares)])
+        arms = [policy_of_arm(settings, arm) for arm in settings.arms.shares]
+        names = dict.fromkeys([settings.policy.name, *(name for name in arms if name != NONE), *settings.live.shadow])
         self._settings, self._names = settings, list(names)
         made = {name: make_policy(settings, name, dim=dim) for name in names}
         start = begin(settings, made[settings.policy.name])
@@ -74,7 +74,7 @@ class Learning:
             str, Callable[[Decision], bool]
         ] = {}  # by policy: which decisions it learns from, where not all
         if settings.learner.learn_from == "own":
-            self._own = {name: partial(_own, settings, name) for name in made}
+            self._own = {name: partial(_own, settings, name) for name in made if name in arms}  # in shadow: from all
         self.behaviour = BehaviourParts()
         if start is not None:
             self.behaviour.begin(start.behaviour)

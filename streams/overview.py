@@ -12,9 +12,8 @@ from headrace.policy.snapshot import unpack
 from headrace.streams.commands import Done, history, latest
 from headrace.streams.errors import HeadraceError
 from headrace.streams.gate import PART
-from headrace.streams.policies import policy_of_arm
 from headrace.streams.records import PolicyVersion
-from headrace.streams.settings import Settings
+from headrace.streams.settings import Settings, policy_of_arm
 
 _SHOWN = 20  # lines of the history
 

@@ -17,11 +17,11 @@ from headrace.policy.names import BASELINES, LEARNED, TRAINED
 from headrace.policy.snapshot import unpack
 from headrace.streams.context import ContextEncoder
 from headrace.streams.items import ItemStore
+from headrace.streams.live import Live
 from headrace.streams.ramp import place
 from headrace.streams.records import PolicyVersion
-from headrace.streams.settings import Settings
+from headrace.streams.settings import NONE, Settings, policy_of_arm
 from headrace.streams.start import begin
-from headrace.streams.state import short_hash
 from headrace.streams.versions import MISFIT, SERVED, make_policy, version_of
 
 log = logging.getLogger("headrace.worker")
@@ -36,24 +36,6 @@ class Served:
     name: str
     version: int
     policy: Policy
-
-
-def arm_of(settings: Settings, user_id: str) -> str:
-    """The user's arm by stable hash, salted apart from the partition."""
-    point = short_hash(settings.arms.salt, user_id) / 2**64
-    for arm, share in settings.arms.shares.items():
-        point -= share
-        if point < 0:
-            return arm
-    return next(reversed(settings.arms.shares))
-
-
-def policy_of_arm(settings: Settings, arm: str) -> str:
-    """The policy an arm runs: as the settings say, else `policy` is the learned one and other arms are named after
-    theirs."""
-    if arm in settings.arms.policies:
-        return settings.arms.policies[arm]
-    return settings.policy.name if arm == "policy" else arm
 
 
 def serves(meta: Meta, arms: Mapping[str, str]) -> dict[str, str]:
@@ -85,9 +67,10 @@ class Policies:
         self._served: dict[str, Served] = {}
         self.contexts = ContextEncoder(settings).size
         self._by_arm = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
+        self.live = Live(settings)
         self._stand_in = stand_in(settings)
         self._share = settings.gate.loss or 1.0  # of the users of the arm `policy` whom the policy decides for
-        for name in {*self._by_arm.values(), "popular"}:
+        for name in {*self._by_arm.values(), *settings.live.shadow, "popular"} - {NONE}:
             self._served[name] = Served(name, 0, self._make(name, dim))
         self._popularity = Popularity()
         self._pairs = CoOccurrence()
@@ -130,6 +113,8 @@ class Policies:
             elif name == "gate":
                 self._by_arm.update(serves(meta, self._by_arm))
                 self._share = float(meta.get("share", 1.0))
+                if "live" in meta:  # not in a record of the release before
+                    self.live.resume(str(meta["live"]))
             elif name in self._served:
                 if self._encoder and (meta.get("encoder") or self._encoder) != self._encoder:
                     return  # it speaks of other vectors; a head of ours follows
@@ -140,6 +125,11 @@ class Policies:
                 self._served[name] = Served(name, version.version, policy)
         except MISFIT as error:
             log.warning("policy version %s of %s is refused: %s", version.version, version.part, error)
+
+    def in_shadow(self) -> list[Served]:
+        """Policies that decide beside the arms' own, as far as they have learned anything."""
+        shadows = [self._served[name] for name in self._settings.live.shadow]
+        return [s for s in shadows if s.version or s.name == self._started or s.name in BASELINES]
 
     def serving(self, arm: str, user_id: str) -> Served:
         """What decides now for a user of an arm. A policy that has learned nothing yet leaves its users to what is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from headrace.streams.reasons import Reasons
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.records import Opened
 from headrace.streams.settings import Settings
+from headrace.streams.shadow import Shadow
 from headrace.streams.texts import TextEncoder
 
 F32 = NDArray[np.float32]
@@ -38,6 +39,7 @@ class Decision:
     policy: str
     propensities: list[float]
     choices: int  # candidates of position 0: what 1/propensity is on average, if propensities are true
+    beside: Sequence[tuple[str, bytes]] = ()  # (policy, message) of policies in shadow
 
 
 class Recommender:
@@ -56,6 +58,7 @@ class Recommender:
         self._settings = settings
         self.describer = self.describing(settings, items=items, policies=policies, encoder=encoder, texts=texts)
         self._reasons = Reasons(settings)
+        self._shadow = Shadow(settings, items=items, policies=policies)
         self._full_below = settings.decisions.full_share * 2.0**64
         self.asked = self.describer.asked
 
@@ -102,6 +105,10 @@ class Recommender:
             slates = policies[name].policy.decide(part.query, k)
             for i, decision in zip(members, self._written(part, slates, policies[name]), strict=True):
                 decisions[i] = decision
+            for at, beside in self._shadow.beside(part, k, encoder_version=self.encoder.version).items():
+                decision = decisions[members[at]]
+                if decision is not None:
+                    decisions[members[at]] = replace(decision, beside=beside)
         return decisions
 
     def _written(self, table: Table, slates: Slates, served: Served) -> list[Decision | None]:

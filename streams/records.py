@@ -157,6 +157,7 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     rules: list[str] = []  # ids of the rules that bound this slate
     rules_at: int = -1  # offset in `rules` up to which rules were known
     constraints: bytes = b""  # where `all_items` is there and rules bound: what they came to (rules/logged.py)
+    shadow: bool = False  # it went to the side topic: nobody saw it unless the shop says so
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
@@ -261,7 +262,8 @@ class PolicyVersion(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What somebody wants of the learner, as JSON. `action`: freeze, unfreeze, pin, promote, rollback."""
+    """What somebody wants of the learner, as JSON. `action`: freeze, unfreeze, pin, promote, rollback of a policy; ramp
+    of an arm, whose name `policy` then is; live, shadow of all."""
 
     command_id: str
     action: str
@@ -270,6 +272,7 @@ class Command(msgspec.Struct, frozen=True):
     why: str
     ts: int
     version: int | None = None
+    share: float | None = None
 
 
 # -- encoder-versions: a person → learner, workers, catalogue ----------------------------------------------------------

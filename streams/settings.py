@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.policy.names import BASELINES, POLICIES
-from headrace.streams.sections import ContextField, Duration, Placement, Section, duration_ms
+from headrace.policy.names import BASELINES, POLICIES, TRAINED
+from headrace.streams.sections import ContextField, Duration, Live, Placement, Section, duration_ms
 
 _SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
 
@@ -151,6 +151,8 @@ def _known_policy(name: str) -> str:
 
 
 PolicyName = Annotated[str, AfterValidator(_known_policy)]
+NONE = "none"  # what a holdout runs: its users get no slates
+HOLDOUT = "holdout"  # an arm of this name is one, unless arms.policies names a policy for it
 
 
 class Policy(Section):
@@ -189,9 +191,9 @@ class Arms(Section):
     shares: dict[str, float] = Field(
         default_factory=lambda: {"policy": 0.7, "item_to_item": 0.1, "popular": 0.1, "random": 0.1}
     )
-    policies: dict[str, PolicyName] = Field(
+    policies: dict[str, PolicyName | Literal["none"]] = Field(
         default_factory=dict
-    )  # what an arm runs, where it is neither `policy` nor a policy's own name
+    )  # what an arm runs, where it is neither `policy` nor a policy's own name; "none": a holdout
 
     @model_validator(mode="after")
     def _whole(self) -> Arms:
@@ -251,6 +253,7 @@ class Settings(BaseSettings):
     arms: Arms = Arms()
     learner: Learner = Learner()
     gate: Gate = Gate()
+    live: Live = Live()
     metrics: Metrics = Metrics()
 
     @classmethod
@@ -292,8 +295,34 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _holdouts_decide_nothing(self) -> Settings:
+        holdouts = {arm for arm in self.arms.shares if policy_of_arm(self, arm) == NONE}
+        for arm in ("policy", *self.gate.challengers, self.gate.control):
+            if arm in holdouts:
+                raise ValueError(f"the arm {arm!r} is a holdout, which gets no slates: name another arm, or a policy")
+        for name in self.live.shadow:
+            _known_policy(name)
+        return self
+
+    @model_validator(mode="after")
+    def _placements_name_arms(self) -> Settings:
+        for name, placement in self.placements.items():
+            for arm in placement.arms:
+                if arm not in self.arms.shares:
+                    raise ValueError(f"placements.{name} names the arm {arm!r}: give it a share in [arms.shares]")
+            if placement.policy in TRAINED and placement.policy != self.policy.name:
+                raise ValueError(
+                    f"placements.{name}.policy: {placement.policy} learns nothing from traffic and is what policy.start"
+                    " brings: name it in policy.name as well"
+                )
+            if placement.policy and placement.arms and "policy" not in placement.arms:
+                raise ValueError(f"placements.{name}.policy is for the arm 'policy': add it to the arms there")
+        return self
+
+    @model_validator(mode="after")
     def _linear_if_it_forgets(self) -> Settings:
-        served = {self.policy.name, *self.arms.policies.values(), *self.arms.shares}
+        served = {self.policy.name, *self.arms.policies.values(), *self.arms.shares, *self.live.shadow}
+        served |= {placement.policy for placement in self.placements.values()}
         if "neural_linear" in served and (self.policy.discount < 1 or self.policy.change_detector):
             raise ValueError(
                 "neural_linear has neither discount nor change_detector: serve a linear policy, such as squarecb,"
@@ -317,6 +346,16 @@ class Settings(BaseSettings):
 
     def topic(self, name: str) -> str:
         return self.topics.prefix + name
+
+
+def policy_of_arm(settings: Settings, arm: str) -> str:
+    """The policy an arm runs: as the settings say, else `policy` is the learned one and other arms are named after
+    theirs; NONE for a holdout."""
+    if arm in settings.arms.policies:
+        return settings.arms.policies[arm]
+    if arm == HOLDOUT:
+        return NONE
+    return settings.policy.name if arm == "policy" else arm
 
 
 def is_secret(name: str) -> bool:

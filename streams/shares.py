@@ -10,6 +10,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from headrace.streams.state import short_hash
 
@@ -98,7 +99,7 @@ class Shares:
         home_ends = [end for end, _ in self._home]
         cuts = sorted({0, *self._ends, *home_ends})
         pieces = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             owner = self._owners[bisect_right(self._ends, start)]
             pieces.append(_Piece(start, end, owner, self._home[bisect_right(home_ends, start)][1]))
         return pieces

@@ -44,6 +44,7 @@ class DecisionNotes(msgspec.Struct, array_like=True):
     named: bool = False  # an outcome named the decision
     rewards: dict[int, float] = {}  # position -> reward so far
     earned: dict[int, list[tuple[int, int, float, int]]] = {}  # position -> outcomes; unless rewards are sums
+    shadow: bool = False  # it went to the side topic
 
 
 class Notes(msgspec.Struct, array_like=True):

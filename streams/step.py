@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from headrace.streams.busy import marked
 from headrace.streams.changelog import erased_key, user_key
 from headrace.streams.clock import EventClock
 from headrace.streams.decisions import arm_code
 from headrace.streams.describe import Ask
 from headrace.streams.effects import Effects
-from headrace.streams.policies import arm_of
 from headrace.streams.records import (
     Behaviour,
     Entry,
@@ -25,7 +26,9 @@ from headrace.streams.records import (
     pack_transitions,
 )
 from headrace.streams.rules.personal import touch_cart
-from headrace.streams.state import UserState, short_hash
+from headrace.streams.settings import NONE
+from headrace.streams.shadow import unanswered
+from headrace.streams.state import DecisionNotes, UserState, short_hash
 
 if TYPE_CHECKING:
     from headrace.streams.engine import Engine
@@ -36,12 +39,15 @@ BUCKET_MS = 60_000
 class Step:
     """One record's work: everything it touches is here, and the engine is only read."""
 
-    def __init__(self, engine: Engine, offset: int, clock: EventClock) -> None:
+    def __init__(self, engine: Engine, offset: int, clock: EventClock, *, not_before: int = 0) -> None:
+        """`not_before`: what was sent, or happened, earlier (ms) is answered no more."""
         self.engine = engine
         self.settings = engine.settings
         self.decisions = engine.decisions
         self.offset = offset
         self.clock = clock
+        self.not_before = not_before
+        self.live = engine.recommender.policies.live
         self.effects = Effects(offset, clock=clock, exposure=engine.exposure.copy())
         self.counts = self.effects.counts
         self.touched: dict[str, UserState] = {}
@@ -183,32 +189,64 @@ class Step:
         oldest = self.clock.now - self.settings.worker.max_trigger_age
         asks = []
         for user, event in self.due.items():
-            if event.ts < oldest:
+            if event.ts < oldest or self._late(event):
                 self.counts["stale_triggers",] += 1
                 continue
             asks.append(self._ask(user, "event", event.event_id, event))
         for request in self.requests:
-            if request.ts < oldest:
+            if request.ts < oldest or self._late(request):
                 self.counts["stale_triggers",] += 1
                 continue
             asks.append(self._ask(request.user_id, "request", request.request_id, request))
+        asks = self._hold_out(asks)
         if not asks:
             return
         for ask, decision in zip(asks, self.engine.recommender.decide(asks, now=self.clock.now), strict=True):
             if decision is None:
                 continue
-            self.effects.recommendations.append((ask.user_id, decision.message))
+            self._publish(ask, decision.policy, decision.message)
+            for policy, message in decision.beside:
+                self._beside(ask, policy, message)
             self.effects.freshness.append(ask.sent_ms)
             if decision.opened is None:
                 continue
             busy = self.engine.busy.at(ask.state, ask.ts)
             self.counts["busy", "decision"] += busy
-            self.records.append(marked(decision.opened, busy))
+            opened = marked(decision.opened, busy)
+            self.records.append(msgspec.structs.replace(opened, shadow=True) if self.live.in_shadow else opened)
             self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)
             self.effects.calibration[ask.arm, "expected"] += decision.choices
             self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]
             self.counts["decisions", ask.arm, decision.policy] += 1
             self._open(ask, decision.keys)
+
+    def _late(self, trigger: Event | Request) -> bool:
+        return min(trigger.ts, trigger.sent_ms) < self.not_before
+
+    def _hold_out(self, asks: list[Ask]) -> list[Ask]:
+        """Without those of a holdout's users: their events count, and they get no slate."""
+        if not self.live.holdout:
+            return asks
+        rest = []
+        for ask in asks:
+            if ask.arm not in self.live.holdout:
+                rest.append(ask)
+                continue
+            self.counts["held_out", ask.arm] += 1
+            if ask.request is not None:
+                self._publish(ask, NONE, unanswered(ask, encoder_version=self.engine.recommender.encoder.version))
+        return rest
+
+    def _publish(self, ask: Ask, policy: str, message: bytes) -> None:
+        """To the shop; in shadow to the side topic."""
+        if self.live.in_shadow:
+            self._beside(ask, policy, message)
+        else:
+            self.effects.recommendations.append((ask.user_id, message))
+
+    def _beside(self, ask: Ask, policy: str, message: bytes) -> None:
+        self.counts["shadow", policy] += 1
+        self.effects.shadow.append((ask.user_id, message))
 
     def _ask(self, user: str, kind: str, trigger: str, source: Event | Request) -> Ask:
         digest = hashlib.blake2b(
@@ -217,7 +255,7 @@ class Step:
         return Ask(
             user_id=user,
             state=self._state(user),
-            arm=arm_of(self.settings, user),
+            arm=self.engine.recommender.policies.live.shares.arm(user),
             trigger_kind=kind,
             trigger_id=trigger,
             ts=source.ts,
@@ -234,6 +272,8 @@ class Step:
         if not state.pending_count:
             self.effects.expiry.setdefault(self.engine.bucket(ask.ts), []).append(ask.user_id)
         state.open(ask.recommendation, ts=ask.ts, arm=arm_code(ask.arm), keys=keys)
+        if self.live.in_shadow and self.settings.decisions.assume_shown:
+            state.note().decisions[ask.recommendation] = DecisionNotes(shadow=True, rewards={}, earned={})
         self.effects.open_change += 1
         while state.pending_count > self.settings.worker.pending:
             closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=ask.user_id)

@@ -70,6 +70,7 @@ def table(settings: Settings) -> list[Topic]:
         shop("identities", t.requests_partitions, kept),
         shop("erasures", t.requests_partitions, prompt),
         ours("recommendations", t.interactions_partitions, kept, fixed=False),
+        ours("recommendations-shadow", t.interactions_partitions, kept, fixed=False),
         ours("dead-letters", 1, dead, fixed=False),
         ours("interactions", t.interactions_partitions, kept),
         ours("users-changelog", t.interactions_partitions, reread),

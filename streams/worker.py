@@ -202,13 +202,20 @@ class Worker:
                 continue
             self._keep_up()
             with self.metrics.stage.labels("apply").time():
-                found = assignment.engine.apply(decode_batch(message.value), message.offset)
+                batch, oldest = decode_batch(message.value), self._oldest()
+                found = assignment.engine.apply(batch, message.offset, not_before=oldest)
                 assignment.engine.accept(found)
             effects.append(found)
             await asyncio.sleep(0)
             if committing is None or committing.done():
                 break
         return effects
+
+    def _oldest(self) -> int:
+        """What came earlier (Unix ms) is answered no more: an outage or a replay brings no slate of yesterday."""
+        if self.settings.live.clock == "event":
+            return 0
+        return int(time.time() * 1000) - self.settings.worker.max_trigger_age
 
     async def _transact(self, assignment: Assignment, effects: list[Effects], progress: bytes) -> None:
         with self.metrics.stage.labels("commit").time():
@@ -229,6 +236,8 @@ class Worker:
         for found in effects:
             for user, message in found.recommendations:
                 kafka.produce(producer, recommendations, key=user.encode(), value=message)
+            for user, message in found.shadow:
+                kafka.produce(producer, settings.topic("recommendations-shadow"), key=user.encode(), value=message)
             for record in found.transitions:
                 kafka.produce(producer, settings.topic("transitions"), value=record, partition=0)
             for entry, error in found.failed:

@@ -78,6 +78,7 @@ def settings(bootstrap: str, tmp_path: Path) -> MakeSettings:
         sections["kafka"] = {"bootstrap.servers": bootstrap, **sections.get("kafka", {})}
         sections["topics"] = {"prefix": f"t{number}.", **sections.get("topics", {})}
         sections["metrics"] = {"port": 0, **sections.get("metrics", {})}
+        sections["live"] = {"clock": "event", **sections.get("live", {})}  # tests make times up
         made = Settings(data_dir=tmp_path / f"data-{number}", **sections)
         if create:
             topics.create(made)

@@ -113,7 +113,7 @@ def test_the_broker_command_prints_its_address_and_ends_with_a_signal(tmp_path, 
     assert "created headrace.events\n" in created.communicate(timeout=60)[0]
     assert created.returncode == 0
     checked = headrace("topics", "check", settings=mine)
-    assert checked.communicate(timeout=60) == ("all 16 topics are as the settings want them\n", "")
+    assert checked.communicate(timeout=60) == ("all 17 topics are as the settings want them\n", "")
 
     command.send_signal(signal.SIGTERM)
     assert command.communicate(timeout=30) == ("", "")

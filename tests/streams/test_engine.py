@@ -142,10 +142,10 @@ def failing(log, monkeypatch):
     """Names of the events that cannot be applied."""
     names, step = set(), type(log.engine)._apply
 
-    def fails(engine, batch, offset, entries):
+    def fails(engine, batch, offset, entries, *more):
         if any(entry.event_id in names for entry in entries):
             raise RuntimeError("no")
-        return step(engine, batch, offset, entries)
+        return step(engine, batch, offset, entries, *more)
 
     monkeypatch.setattr(type(log.engine), "_apply", fails)
     return names

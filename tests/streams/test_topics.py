@@ -48,7 +48,7 @@ def test_the_shop_may_choose_its_own_number_of_partitions(settings):
 def test_a_missing_topic_is_named(settings):
     mine = settings(create=False)
 
-    with pytest.raises(TopicsError, match=r"events is missing: create it with `headrace topics create` \(and 15 more"):
+    with pytest.raises(TopicsError, match=r"events is missing: create it with `headrace topics create` \(and 16 more"):
         topics.require(mine)
 
 
