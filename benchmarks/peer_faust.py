@@ -17,7 +17,6 @@ from load import settings_of
 from headrace.export.names import type_code
 from headrace.streams.describe import Ask
 from headrace.streams.models import broadcast, load_models
-from headrace.streams.policies import arm_of
 from headrace.streams.records import item_key
 from headrace.streams.state import UserState, short_hash
 
@@ -66,7 +65,7 @@ async def on_event(stream: faust.StreamT) -> None:
         state.append(item_key(event["item_id"]), type_code=type_code(event["type"]), ts=event["ts"], window=50)
         digest = hashlib.blake2b(event["event_id"].encode(), digest_size=20).digest()
         ask = Ask(
-            user_id=user, state=state, arm=arm_of(settings, user), trigger_kind="event", trigger_id=event["event_id"],
+            user_id=user, state=state, arm=models.policies.live.shares.arm(user), trigger_kind="event", trigger_id=event["event_id"],
             ts=event["ts"], sent_ms=event["ts"], placement="default", context={}, recommendation=digest[:12],
             stream=int.from_bytes(digest[12:], "little"), request=None,
         )  # fmt: skip
