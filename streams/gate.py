@@ -27,6 +27,7 @@ from headrace.streams.gate_commands import Entry, obey
 from headrace.streams.lessons import Decision, Lessons
 from headrace.streams.live import Live
 from headrace.streams.parts import PolicyPart
+from headrace.streams.placed import Placed
 from headrace.streams.policies import control_arm, serves, stand_in
 from headrace.streams.ramp import Ramp
 from headrace.streams.records import Command, Opened, PolicyVersion, Transitions
@@ -48,6 +49,7 @@ class GatePart:
     def __init__(self, settings: Settings) -> None:
         g = settings.gate
         self._settings = g
+        self._placed = Placed(settings)
         self.serves = {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
         self._split = json.dumps([settings.arms.salt, settings.arms.shares])
         self.live = Live(settings)
@@ -123,7 +125,7 @@ class GatePart:
             if self._counts(decision):
                 ledger.shown(decision.arm, ledger.bucket(decision.user_id))
                 shown[decision.arm, decision.version] += 1
-            if decision.arm == _GUARDED:
+            if self._ramps(decision):
                 ramp.shown(by_policy=decision.policy != self._stand_in, decisions=1)
                 self._dirty = True
         for decision, reward in lessons.came:
@@ -132,7 +134,7 @@ class GatePart:
             if reward and self._counts(decision):
                 ledger.rewarded(decision.arm, ledger.bucket(decision.user_id), reward)
                 earned[decision.arm, decision.version] += reward
-            if reward and decision.arm == _GUARDED:
+            if reward and self._ramps(decision):
                 ramp.rewarded(by_policy=decision.policy != self._stand_in, reward=reward)
                 self._dirty = True
         self._dirty |= bool(shown or earned)
@@ -146,8 +148,12 @@ class GatePart:
                 )
 
     def _counts(self, decision: Decision) -> bool:
-        """Whether a decision was taken by what its arm runs now."""
-        return decision.policy == self.serves.get(decision.arm)
+        """Whether a decision was taken by what its arm runs now, where arms can be told apart."""
+        return decision.policy == self.serves.get(decision.arm) and self._placed.compared(decision.placement)
+
+    def _ramps(self, decision: Decision) -> bool:
+        """Whether the policy decides there for its share of the arm's users alone."""
+        return decision.arm == _GUARDED and not self._placed.policy_at(_GUARDED, decision.placement)
 
     def _propensities(self, message: Transitions) -> None:
         """Whether 1/p of the champion's first positions is the number of candidates on average."""

@@ -18,6 +18,7 @@ from headrace.policy.snapshot import unpack
 from headrace.streams.context import ContextEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.live import Live
+from headrace.streams.placed import Placed
 from headrace.streams.ramp import place
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import NONE, Settings, policy_of_arm
@@ -70,7 +71,8 @@ class Policies:
         self.live = Live(settings)
         self._stand_in = stand_in(settings)
         self._share = settings.gate.loss or 1.0  # of the users of the arm `policy` whom the policy decides for
-        for name in {*self._by_arm.values(), *settings.live.shadow, "popular"} - {NONE}:
+        self.placed = Placed(settings)
+        for name in {*self._by_arm.values(), *self.placed.policies, *settings.live.shadow, "popular"} - {NONE}:
             self._served[name] = Served(name, 0, self._make(name, dim))
         self._popularity = Popularity()
         self._pairs = CoOccurrence()
@@ -131,11 +133,12 @@ class Policies:
         shadows = [self._served[name] for name in self._settings.live.shadow]
         return [s for s in shadows if s.version or s.name == self._started or s.name in BASELINES]
 
-    def serving(self, arm: str, user_id: str) -> Served:
-        """What decides now for a user of an arm. A policy that has learned nothing yet leaves its users to what is
-        popular; one that is still held against a control leaves it those above its share (ramp.place)."""
-        name = self._by_arm[arm]
-        if arm == "policy" and self._stand_in and self._share < 1 and place(user_id) >= self._share:
+    def serving(self, arm: str, user_id: str, placement: str = "default") -> Served:
+        """What decides now for a user of an arm at a placement. A policy that has learned nothing yet leaves its users
+        to what is popular; one that is still held against a control leaves it those above its share (ramp.place)."""
+        own = self.placed.policy(arm, placement)
+        name = own or self._by_arm[arm]
+        if not own and arm == "policy" and self._stand_in and self._share < 1 and place(user_id) >= self._share:
             name = self._stand_in
         served = self._served[name]
         if name in (*LEARNED, *TRAINED) and not served.version and name != self._started:

@@ -96,7 +96,7 @@ class Recommender:
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         policies: dict[str, Served] = {}
         for i, ask in enumerate(table.asks):
-            served = self.policies.serving(ask.arm, ask.user_id)
+            served = self.policies.serving(ask.arm, ask.user_id, ask.placement)
             policies[served.name] = served
             groups[served.name, self._k(ask)].append(i)
         decisions: list[Decision | None] = [None] * len(table.asks)

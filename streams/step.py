@@ -252,15 +252,17 @@ class Step:
         digest = hashlib.blake2b(
             "\0".join((str(self.engine.partition), str(self.offset), user, kind, trigger)).encode(), digest_size=20
         ).digest()
+        placement = source.placement if source.placement in self.settings.placements else "default"
+        arm = self.live.shares.arm(user)
         return Ask(
             user_id=user,
             state=self._state(user),
-            arm=self.engine.recommender.policies.live.shares.arm(user),
+            arm=arm if arm in self.live.holdout else self.engine.recommender.policies.placed.arm(arm, placement),
             trigger_kind=kind,
             trigger_id=trigger,
             ts=source.ts,
             sent_ms=source.sent_ms,
-            placement=source.placement if source.placement in self.settings.placements else "default",
+            placement=placement,
             context=source.context or {},
             recommendation=digest[:12],
             stream=int.from_bytes(digest[12:], "little"),
