@@ -24,6 +24,7 @@ from headrace.streams.estimates import Estimates
 from headrace.streams.frozen import Span, within
 from headrace.streams.gate import PART, GatePart
 from headrace.streams.parts import BehaviourParts, PolicyPart
+from headrace.streams.placed import Placed
 from headrace.streams.records import PolicyVersion, Transitions
 from headrace.streams.rewards import Rewards
 from headrace.streams.settings import NONE, Settings, policy_of_arm
@@ -52,6 +53,7 @@ class Learning:
     def __init__(self, settings: Settings, *, dim: int) -> None:
         """`dim` d of states and items: the user encoder's."""
         arms = [policy_of_arm(settings, arm) for arm in settings.arms.shares]
+        arms += Placed(settings).policies
         names = dict.fromkeys([settings.policy.name, *(name for name in arms if name != NONE), *settings.live.shadow])
         self._settings, self._names = settings, list(names)
         made = {name: make_policy(settings, name, dim=dim) for name in names}
@@ -74,7 +76,8 @@ class Learning:
             str, Callable[[Decision], bool]
         ] = {}  # by policy: which decisions it learns from, where not all
         if settings.learner.learn_from == "own":
-            self._own = {name: partial(_own, settings, name) for name in made if name in arms}  # in shadow: from all
+            own = partial(_own, settings, Placed(settings))
+            self._own = {name: partial(own, name) for name in made if name in arms}  # in shadow: from all
         self.behaviour = BehaviourParts()
         if start is not None:
             self.behaviour.begin(start.behaviour)
@@ -274,6 +277,8 @@ def _both(one: Callable[[Decision], bool], other: Callable[[Decision], bool]) ->
     return lambda decision: one(decision) and other(decision)
 
 
-def _own(settings: Settings, name: str, decision: Decision) -> bool:
+def _own(settings: Settings, placed: Placed, name: str, decision: Decision) -> bool:
     """Whether a policy took the decision itself, or its stand-in did before it had learned anything."""
-    return decision.policy == name or (decision.policy not in LEARNED and policy_of_arm(settings, decision.arm) == name)
+    if decision.policy == name or decision.policy in LEARNED:
+        return decision.policy == name
+    return (placed.policy_at(decision.arm, decision.placement) or policy_of_arm(settings, decision.arm)) == name
