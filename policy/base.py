@@ -76,6 +76,7 @@ class Examples:
     fresh: Bool  # (N,)
     ids: U64  # (N,) one id per shown position: a correction carries its example's
     weights: F64 | None = None  # (N,) ≥ 0, how much each counts in a sum of squares; None: 1 each
+    owners: U64 | None = None  # (N,) whose each is, by which `Policy.forget` finds it; 0 or None: nobody's
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Steps:
     elapsed_s: F64  # (N,) from this decision to the next one
     terminal: Bool  # (N,) True where no decision followed: what is `next_…` has no effect
     ids: U64  # (N,)
+    owners: U64 | None = None  # (N,) as in Examples
 
 
 class Policy(Protocol):
@@ -153,6 +155,13 @@ class Policy(Protocol):
 
     def remember(self, examples: Examples) -> None:
         """Takes a batch into the memory without learning from it: see `memory`."""
+        ...
+
+    def forget(self, owners: U64) -> None:
+        """Takes out of memory and replay all that is of these owners: no example of theirs is learned from again.
+
+        What they added to sums and weights stays.
+        """
         ...
 
     def snapshot(self) -> tuple[Arrays, Meta]:

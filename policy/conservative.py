@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from headrace.policy.base import F32, F64, Arrays, Examples, Meta, Query, Slates, Steps
+from headrace.policy.base import F32, F64, U64, Arrays, Examples, Meta, Query, Slates, Steps
 from headrace.policy.evaluation.gate import boundary
 from headrace.policy.ranking import Ranking
 from headrace.policy.slates import Choice, Mixture
@@ -165,6 +165,10 @@ class Conservative(Ranking):
     def remember(self, examples: Examples) -> None:
         self.policy.remember(examples)
         self.baseline.remember(examples)
+
+    def forget(self, owners: U64) -> None:
+        self.policy.forget(owners)
+        self.baseline.forget(owners)
 
     def snapshot(self) -> tuple[Arrays, Meta]:
         arrays: Arrays = {f"budget.{name}": array for name, array in self.budget.arrays().items()}

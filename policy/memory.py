@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy.base import F32, F64, I64, Examples
+from headrace.policy.base import F32, F64, I64, U64, Examples
 
 _COLUMNS = ("states", "contexts", "items", "scalars", "positions", "rewards")
 _ALL = (*_COLUMNS, "weights")
@@ -35,6 +35,7 @@ class Memory:
         self._added = 0
         self._ring: dict[str, NDArray[Any]] = {}  # allocated by the first example: a policy that only serves has none
         self._ids = np.zeros(0, np.uint64)
+        self._owners = np.zeros(0, np.uint64)
         self._slots: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -58,6 +59,7 @@ class Memory:
             self._ring[name][slots] = getattr(examples, name)[kept]
         self._ring["weights"][slots] = 1.0 if examples.weights is None else examples.weights[kept]
         self._ids[slots] = examples.ids[kept]
+        self._owners[slots] = 0 if examples.owners is None else examples.owners[kept]
         self._slots.update(zip(examples.ids[kept].tolist(), slots.tolist(), strict=True))
         self._added += len(rows)
         return self._correct(examples)
@@ -81,6 +83,15 @@ class Memory:
             self._ring[name] = np.zeros((self.capacity, *like.shape[1:]), like.dtype)
         self._ring["weights"] = np.zeros(self.capacity)
         self._ids = np.zeros(self.capacity, np.uint64)
+        self._owners = np.zeros(self.capacity, np.uint64)
+
+    def forget(self, owners: U64) -> None:
+        """Blanks the examples of these owners. Each keeps its place, with the weight 0: others are as old as before."""
+        gone = np.flatnonzero((self._owners != 0) & np.isin(self._owners, owners))
+        for slot in gone.tolist():
+            self._slots.pop(int(self._ids[slot]), None)
+        for ring in (*self._ring.values(), self._ids, self._owners):
+            ring[gone] = 0
 
     def all(self) -> Remembered:
         """Copies, oldest first: the same for a ring begun long ago and one rebuilt from the latest examples."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from headrace.policy import trunk
-from headrace.policy.base import F32, F64, I64, Arrays, Bool, Examples, Meta, Query
+from headrace.policy.base import F32, F64, I64, U64, Arrays, Bool, Examples, Meta, Query
 from headrace.policy.features import FeatureMap, by_candidate
 from headrace.policy.memory import Memory
 from headrace.policy.ranking import Ranking
@@ -97,6 +97,9 @@ class NeuralLinear(Ranking):
         self.check(examples)
         self._remembered.add(examples)
 
+    def forget(self, owners: U64) -> None:
+        self._remembered.forget(owners)
+
     def _parts(self, e: Any) -> tuple[F64, F64]:
         """x (N, D) and z - Γᵀx (N, OUT) of examples or of the memory."""
         x = self._features.joint(e.states, e.contexts, e.items, e.scalars, e.positions)
@@ -124,17 +127,19 @@ class NeuralLinear(Ranking):
             memory.weights[~kept], seed=(self.seed, self._trainings), steps=self._steps,
         )  # fmt: skip
         x, z = x[kept], trunk.rows(self._trunk, x[kept], memory.states[kept])
-        self._scale_trunk(z)
+        self._scale_trunk(z, memory.weights[kept] > 0)
         self._rebuild(x, z, memory.rewards[kept], memory.weights[kept])
         self._trainings += 1
 
-    def _scale_trunk(self, z: F32) -> None:
+    def _scale_trunk(self, z: F32, counted: Bool | None = None) -> None:
         """Gives |z|² the mean 1, each live unit an equal share: one ridge fits all. ReLU lets a scale pass through.
+        Rows not `counted` are of nobody any more.
 
         A unit had its share before training. One that lost nearly all of it hardly fires any more, and stays small:
         with a full share on average it would be huge where it does fire.
         """
-        size = np.sqrt(np.square(z, dtype=np.float64).mean(axis=0))
+        rows = z if counted is None or counted.all() or not counted.any() else z[counted]
+        size = np.sqrt(np.square(rows, dtype=np.float64).mean(axis=0))
         scale = np.minimum(1 / np.maximum(size, 1e-6) / np.sqrt(trunk.OUT), _LARGEST_SCALE).astype(np.float32)
         scale[size <= 1e-6] = 1.0
         self._trunk["out"] *= scale[:, None]

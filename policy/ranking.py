@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.policy.base import F32, F64, I64, Arrays, Examples, Meta, Query, Slates, Steps
+from headrace.policy.base import F32, F64, I64, U64, Arrays, Examples, Meta, Query, Slates, Steps
 from headrace.policy.features import BLOCK, SCALARS
 from headrace.policy.slates import Choice, check_floor, rescore, sample
 
@@ -86,6 +86,9 @@ class Ranking(ABC):
 
     def remember(self, examples: Examples) -> None:
         self.check(examples)
+
+    def forget(self, owners: U64) -> None:
+        return None
 
     def check(self, examples: Examples) -> None:
         """Raises ValueError where a shape is wrong or a number is not finite."""

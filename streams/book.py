@@ -26,6 +26,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -72,6 +73,8 @@ class Book:
             str, tuple[int, int]
         ] = {}  # recommendation id → number and offset of its latest opened record
         self._repeats: deque[tuple[int, int]] = deque()  # number of a repeated record, offset of the one it repeats
+        # Of whom, up to when, nothing is taken in, although the log says only further on that he was erased.
+        self.erased: Callable[[str, int], bool] | None = None
 
     def __len__(self) -> int:
         return len(self._held)
@@ -97,6 +100,7 @@ class Book:
                 case Behaviour():
                     lessons.behaviour.append(record)
                 case Erased():
+                    lessons.erased.append(record.user_id)
                     for recommendation_id in list(self._of_user.get(record.user_id, ())):
                         self._forget(recommendation_id)
         if self._estimates is not None and self._estimates.due(offset):
@@ -121,6 +125,8 @@ class Book:
             return
         if record.busy:
             lessons.busy += 1
+            return
+        if self.erased is not None and self.erased(record.user_id, record.ts):
             return
         self._held[name] = decision = self._decision(record, offset)
         self._of_user.setdefault(record.user_id, []).append(name)

@@ -56,6 +56,17 @@ class Erased:
         A worker's changelog keeps a hash and a time of every erasure, also where the shop has overwritten its message.
         Raises Fatal where a topic is missing.
         """
+        self.read_messages(settings)
+
+        def on_change(message: kafka.Message) -> None:
+            key, value = message.key() or b"", message.value()
+            if key.startswith(ERASED) and value:
+                self._add(int.from_bytes(key[len(ERASED) :], "little"), int.from_bytes(value, "little"))
+
+        kafka.read_to_end(settings, settings.topic("users-changelog"), on_change)
+
+    def read_messages(self, settings: Settings) -> None:
+        """All of `erasures`. Raises Fatal where the topic is missing."""
         decoder = Decoder(settings)
 
         def on_erasure(message: kafka.Message) -> None:
@@ -68,13 +79,7 @@ class Erased:
             else:
                 self.add(erasure.user_id, erasure.ts)
 
-        def on_change(message: kafka.Message) -> None:
-            key, value = message.key() or b"", message.value()
-            if key.startswith(ERASED) and value:
-                self._add(int.from_bytes(key[len(ERASED) :], "little"), int.from_bytes(value, "little"))
-
         kafka.read_to_end(settings, settings.topic("erasures"), on_erasure)
-        kafka.read_to_end(settings, settings.topic("users-changelog"), on_change)
 
     def read_file(self, path: Path) -> None:
         """One user id a line, of whom nothing is read; in a .jsonl file erasures as the topic takes them.

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.streams import encoders, http, kafka, topics
 from headrace.streams.ends import EndsWatch
+from headrace.streams.erased import Erased
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.gate_report import report
 from headrace.streams.learning import Learning
@@ -55,6 +56,9 @@ class Session:
         versions = [decode_policy_version(value) for value in latest.values() if value is not None]
         self._learning = Learning(settings, dim=dim)
         start = self._learning.resume(versions)
+        erased = Erased()
+        erased.read_messages(settings)
+        self._learning.leave_out(erased.covers)
         self._consumer = kafka.consumer(settings, self._id, fetch_wait_max_ms=20, fetch_queue_backoff_ms=5)
         start = self._start(start)
         self._consumer.assign([TopicPartition(self._log.topic, 0, start)])

@@ -23,6 +23,7 @@ from headrace.streams.context import ContextEncoder
 from headrace.streams.estimates import Estimates
 from headrace.streams.frozen import Span, within
 from headrace.streams.gate import PART, GatePart
+from headrace.streams.lessons import owners
 from headrace.streams.parts import BehaviourParts, PolicyPart
 from headrace.streams.placed import Placed
 from headrace.streams.records import PolicyVersion, Transitions
@@ -210,6 +211,9 @@ class Learning:
                 if own is not None:
                     then = lessons.steps(self._widths, of=_both(here, own))
                 part.take(mine, then if part.policy.follows else None, offset, replay_from=replay_from)
+        if lessons.erased:
+            for part in self.policies:
+                part.forget(owners(lessons.erased), offset)
         if lessons.behaviour:
             self.behaviour.take(lessons.behaviour, offset)
         self.gate.observe(message, lessons, offset)
@@ -225,6 +229,13 @@ class Learning:
             tally.corrections += len(examples.fresh) - fresh
             tally.sent_ms += lessons.sent_ms
         return self._boundary(offset, tick=message.tick, now_ms=now_ms, publish=publish)
+
+    def leave_out(self, erased: Callable[[str, int], bool]) -> None:
+        """Whom, up to when, the log tells of in vain: those of whom it says only further on that they were erased.
+
+        So a start that learns the log anew learns nothing from them.
+        """
+        self._book.erased = erased
 
     def _boundary(self, offset: int, *, tick: bool, now_ms: int, publish: bool) -> list[PolicyVersion]:
         self._messages += 1

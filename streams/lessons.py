@@ -15,6 +15,7 @@ from headrace.policy.base import F32, F64, Examples, Steps
 from headrace.streams.estimates import Table
 from headrace.streams.records import Behaviour, Opened
 from headrace.streams.rewards import Earned
+from headrace.streams.state import short_hash
 
 _NO_DIFFERENCE = 1e-9  # rewards are sums of a few floats: smaller differences are rounding
 _LARGEST_REWARD = 1e6  # of a row, a change too: policies refuse more
@@ -116,6 +117,7 @@ class Lessons:
     followed: list[Followed] = field(default_factory=list)
     behaviour: list[Behaviour] = field(default_factory=list)
     sent_ms: list[int] = field(default_factory=list)  # of the outcomes that taught
+    erased: list[str] = field(default_factory=list)  # users of whom nothing may be remembered
     unmatched: int = 0  # outcomes whose decision is not held
     misfits: int = 0  # decisions of other widths
     busy: int = 0  # decisions and outcomes of crawlers and hot users
@@ -153,6 +155,7 @@ class Lessons:
             rewards=np.array([self.rewards[i] for i in chosen], np.float64).clip(-_LARGEST_REWARD, _LARGEST_REWARD),
             fresh=np.array([self.fresh[i] for i in chosen], np.bool_),
             ids=np.array([(x.id + p) & 0xFFFF_FFFF_FFFF_FFFF for x, p in rows], np.uint64),
+            owners=owners([x.user_id for x in decisions]),
         )
         return _finite(_unbiased(examples, decisions))
 
@@ -186,6 +189,7 @@ class Lessons:
             elapsed_s=np.array([x.elapsed_ms / 1000 for x in chosen], np.float64),
             terminal=np.array([x is None for x in nexts], np.bool_),
             ids=np.array([x.id for x in firsts], np.uint64),
+            owners=owners([x.user_id for x in firsts]),
         )  # fmt: skip
         return _finite_steps(steps)
 
@@ -217,6 +221,11 @@ class Lessons:
         if abs(reward - before) > _NO_DIFFERENCE:
             self.add(decision, position, reward - before, fresh=False)
         return False
+
+
+def owners(users: Sequence[str]) -> NDArray[np.uint64]:
+    """By which a policy finds what it remembers of a user: a hash, so that no memory holds an id."""
+    return np.array([short_hash("owner", user) for user in users], np.uint64)
 
 
 def _unbiased(examples: Examples, decisions: Sequence[Decision]) -> Examples:
@@ -270,4 +279,4 @@ def _finite_steps(steps: Steps) -> Steps | None:
         return steps
     if not good.any():
         return None
-    return Steps(**{name: column[good] for name, column in vars(steps).items()})
+    return Steps(**{name: column[good] for name, column in vars(steps).items() if column is not None})

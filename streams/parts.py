@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from headrace.policy.base import Arrays, Examples, Meta, Policy, Steps
+from headrace.policy.base import U64, Arrays, Examples, Meta, Policy, Steps
 from headrace.policy.behaviour import CoOccurrence, Popularity, behaviour
 from headrace.streams.records import Behaviour, PolicyVersion
 from headrace.streams.space import Space
@@ -111,6 +111,13 @@ class PolicyPart:
         if steps is not None and offset > self.known:
             self.policy.follow(steps)
             self._learned = True
+
+    def forget(self, owners: U64, offset: int) -> None:
+        """The message at `offset` says that these users were erased. A memory is rebuilt from the log, so it forgets
+        again; a replay came with the version, where the user may be a new one since."""
+        if offset > self.forgot and (offset > self.known or self.policy.memory):
+            self.policy.forget(owners)
+            self._learned |= self.policy.follows
 
     def due(self, offset: int) -> bool:
         long_ago = 0 <= self._published >> _CHECKPOINT_BITS < offset >> _CHECKPOINT_BITS

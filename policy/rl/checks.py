@@ -86,7 +86,7 @@ def check_padding_of_steps_changes_nothing(policy: Policy) -> None:
     for seed in range(4):
         steps = make_steps(policy, seed=seed)
         clean.follow(steps)
-        changed = {f.name: getattr(steps, f.name).copy() for f in fields(steps)}
+        changed = {f.name: column.copy() for f in fields(steps) if (column := getattr(steps, f.name)) is not None}
         for name in ("items", "scalars", "rewards", "propensities"):
             changed[name][~steps.shown] = np.nan
         for name in ("items", "scalars"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy.base import Arrays, Meta, Steps
+from headrace.policy.base import U64, Arrays, Meta, Steps
 from headrace.policy.features import FeatureMap, unit
 from headrace.policy.ranking import Ranking
 from headrace.policy.rl import network
@@ -92,8 +92,11 @@ class Following(Ranking):
         before = self._replay.added // self._every
         self._replay.add(steps)
         due = self._replay.added // self._every - before
-        if due and len(self._replay) >= _BATCH and (self._scale or self._measure()):
+        if due and self._replay.there >= _BATCH and (self._scale or self._measure()):
             self._train(due)
+
+    def forget(self, owners: U64) -> None:
+        self._replay.forget(owners)
 
     def _checked(self, steps: Steps) -> Steps:
         """Raises ValueError where a shape is wrong or a number is not finite; what is padding is 0 in the result."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.policy.base import F32, F64, I64, Arrays, Steps
+from headrace.policy.base import F32, F64, I64, U64, Arrays, Steps
 
 FEATURES = ("states", "contexts", "items", "scalars", "next_states", "next_contexts", "next_items", "next_scalars")
 _NUMBERS = ("rewards", "propensities", "elapsed_s")
@@ -38,11 +38,18 @@ class Replay:
         self._ring: dict[str, NDArray[Any]] = {}
         self._priorities: F64 = np.zeros(0)
         self._followers: I64 = np.zeros(0, np.int64)  # the number of the step that followed
+        self._owners: U64 = np.zeros(0, np.uint64)  # 0: nobody's
+        self._blank = np.zeros(0, np.bool_)  # slots whose step was forgotten
         self._waiting: dict[bytes, int] = {}  # digest of a next decision → number of the step that awaits it
         self._awaits: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
+
+    @property
+    def there(self) -> int:
+        """Steps held that were not forgotten."""
+        return len(self) - int(np.count_nonzero(self._blank))
 
     def add(self, steps: Steps) -> None:
         """What is padding, or comes after a terminal step, must be 0 already."""
@@ -64,6 +71,7 @@ class Replay:
                 else:
                     ring[slot] = row
             self._priorities[slot], self._followers[slot] = largest, _UNKNOWN
+            self._owners[slot], self._blank[slot] = 0 if steps.owners is None else steps.owners[i], False
             self._link(number, slot)
         self.added += n
 
@@ -107,6 +115,18 @@ class Replay:
         if not len(self._priorities):
             self._priorities = np.zeros(self.capacity)
             self._followers = np.full(self.capacity, _UNKNOWN)
+            self._owners = np.zeros(self.capacity, np.uint64)
+            self._blank = np.zeros(self.capacity, np.bool_)
+
+    def forget(self, owners: U64) -> None:
+        """Blanks the steps of these owners: they are never drawn, and no chain leads to them."""
+        gone = (self._owners != 0) & np.isin(self._owners, owners)
+        for number in [number for number in self._awaits if gone[number % self.capacity]]:
+            del self._waiting[self._awaits.pop(number)]
+        for ring in (*self._ring.values(), self._priorities, self._owners):
+            ring[gone] = 0
+        self._followers[gone] = _NEVER
+        self._blank |= gone
 
     # -- draw ---------------------------------------------------------------------------------------------------------
 
@@ -114,7 +134,8 @@ class Replay:
         """`size` slots, with repeats, and their importance weights (size,), at most 1."""
         held = len(self)
         if not self.exponent:
-            return random.integers(held, size=size), np.ones(size, np.float32)
+            there = np.flatnonzero(~self._blank[:held])
+            return there[random.integers(len(there), size=size)], np.ones(size, np.float32)
         cumulative = (self._priorities[:held] ** self.exponent).cumsum()
         slots = np.searchsorted(cumulative, random.random(size) * cumulative[-1], side="right").clip(max=held - 1)
         chance = self._priorities[slots] ** self.exponent / cumulative[-1]
@@ -157,8 +178,10 @@ class Replay:
     def size_of_return(self, gamma_s: float) -> float:
         """The mean of |a slate's reward|, over 1 less the mean discount to the next."""
         held = len(self)
-        reward = np.abs(self._ring["rewards"][:held].sum(axis=1, dtype=np.float64)).mean()
+        there = ~self._blank[:held]
+        reward = np.abs(self._ring["rewards"][:held][there].sum(axis=1, dtype=np.float64)).mean()
         discounts = gamma_s ** self._ring["elapsed_s"][:held].astype(np.float64) * ~self._ring["terminal"][:held]
+        discounts = discounts[there]
         return float(reward / max(_SMALLEST_REMAINDER, 1 - discounts.mean()))
 
     # -- snapshot -----------------------------------------------------------------------------------------------------
@@ -172,6 +195,8 @@ class Replay:
         return arrays | {
             "priorities": self._priorities[:held].copy(),
             "followers": self._followers[:held].copy(),
+            "owners": self._owners[:held].copy(),
+            "blank": self._blank[:held].copy(),
         }
 
     def restore(self, arrays: Arrays, added: int) -> None:
@@ -191,6 +216,9 @@ class Replay:
                 self._followers = whole
             else:
                 self._ring[name] = whole
+        self._owners, self._blank = np.zeros(self.capacity, np.uint64), np.zeros(self.capacity, np.bool_)
+        if len(arrays.get("owners", ())) == len(arrays.get("blank", ())) == held:  # else: of the release before
+            self._owners[:held], self._blank[:held] = arrays["owners"], arrays["blank"]
         self.added = added
         for number in range(added - held, added):
             slot = number % self.capacity

@@ -139,7 +139,7 @@ def chain(n: int, *, dim: int = 4) -> Steps:
 
 
 def some(steps: Steps, rows: slice) -> Steps:
-    return replace(steps, **{f.name: getattr(steps, f.name)[rows] for f in fields(steps)})
+    return replace(steps, **{f.name: c[rows] for f in fields(steps) if (c := getattr(steps, f.name)) is not None})
 
 
 @pytest.mark.parametrize("largest", [0.5, 2.0])
