@@ -12,9 +12,11 @@ from headrace.policy.snapshot import unpack
 from headrace.streams.commands import Done, history, latest
 from headrace.streams.errors import HeadraceError
 from headrace.streams.gate import PART
+from headrace.streams.live import Live
 from headrace.streams.records import PolicyVersion
-from headrace.streams.settings import Settings, policy_of_arm
+from headrace.streams.settings import NONE, Settings, policy_of_arm
 
+SHADOW = "shadow"  # what a policy of live.shadow has in place of an arm
 _SHOWN = 20  # lines of the history
 
 
@@ -48,20 +50,33 @@ def _gate(records: dict[str, PolicyVersion]) -> dict[str, Any]:
     return {name: json.loads(str(record.meta[name])) for name in ("serves", "frozen", "staged", "verdicts")}
 
 
+def _live(settings: Settings, records: dict[str, PolicyVersion]) -> Live:
+    """Mode and shares as commanded, else as the settings say."""
+    live, record = Live(settings), records.get(PART)
+    if record is not None and "live" in record.meta:
+        live.resume(str(record.meta["live"]))
+    return live
+
+
 def _by_arm(settings: Settings, records: dict[str, PolicyVersion]) -> dict[str, list[str]]:
     serves = _gate(records).get("serves") or {arm: policy_of_arm(settings, arm) for arm in settings.arms.shares}
     arms: dict[str, list[str]] = defaultdict(list)
     for arm, name in serves.items():
         arms[name].append(arm)
+    for name in settings.live.shadow:
+        arms[name].append(SHADOW)
     return dict(arms)
 
 
 def _entry(settings: Settings, records: dict[str, PolicyVersion], name: str) -> dict[str, Any]:
     gate, record, arms = _gate(records), records.get(name), _by_arm(settings, records)[name]
-    spans = gate.get("frozen", {}).get(name, [])
+    spans, live = gate.get("frozen", {}).get(name, []), _live(settings, records)
+    shares = live.shares.told()
     entry: dict[str, Any] = {
         "policy": name,
         "arms": arms,
+        "shares": {arm: round(shares[arm], 6) for arm in arms if arm in shares},
+        "mode": live.mode,
         "version": record.version if record else None,
         "age_s": round(time.time() - record.created_ms / 1000, 1) if record else None,
         "learns": name in LEARNED,
@@ -78,19 +93,25 @@ def _entry(settings: Settings, records: dict[str, PolicyVersion], name: str) -> 
 
 def as_lines(entries: list[dict[str, Any]]) -> list[str]:
     """A table of `policies`."""
-    rows = [("policy", "arms", "version", "age", "examples", "state", "against the champion")]
+    rows = [("policy", "arms", "share", "version", "age", "examples", "state", "against the champion")]
     for e in entries:
         state = "frozen" if e["frozen"] else "learns" if e["learns"] else "a control"
+        if e["policy"] == NONE:
+            state = "no slates"
         rows.append(
             (
-                e["policy"], ",".join(e["arms"]), str(e["version"] or "-"),
+                e["policy"], ",".join(e["arms"]), f"{100 * sum(e['shares'].values()):.3g}%" if e["shares"] else "-",
+                str(e["version"] or "-"),
                 f"{e['age_s']:g} s" if e["age_s"] is not None else "-",
                 f"{e['learned']:,}" if e.get("learned") is not None else "-",
                 state, e.get("reason", "champion" if "policy" in e["arms"] else "-"),
             )
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+    if entries and entries[0]["mode"] == "shadow":
+        lines.append("in shadow: slates go to `recommendations-shadow`, the shop gets none")
+    return lines
 
 
 def described(entry: dict[str, Any]) -> list[str]:
