@@ -13,7 +13,7 @@ from headrace.streams.rewards import Rewards
 from headrace.streams.settings import Settings
 from headrace.streams.state import Credit, DecisionNotes, OpenDecision, UserState, short_hash
 
-_CREDITS = 32  # purchases a user whose return is still awaited
+CREDITS = 32  # purchases a user whose return is still awaited
 
 
 def recommendation_name(recommendation: bytes) -> str:
@@ -88,7 +88,7 @@ class Decisions:
             if any(c.order == order for c in credits):
                 return None, "duplicate"
             credits.append(Credit(order, decision.recommendation, position, worth, event.ts))
-            del credits[:-_CREDITS]
+            del credits[:-CREDITS]
         reward = self._earn(notes, position, event, worth, order) if rule.reward else 0.0
         return self._outcome(state, event, decision, [position], reward, matched, order), matched
 

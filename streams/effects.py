@@ -26,9 +26,13 @@ class Effects:
     calibration: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     rewards: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # arm -> reward, as it comes
     failed: list[tuple[Entry, Exception]] = field(default_factory=list)
+    refused: list[tuple[Entry, str]] = field(default_factory=list)  # entries against a rule, with what to do
+    forwarded: list[tuple[int, bytes]] = field(default_factory=list)  # (partition of `interactions`, record)
     applied: int = 0  # entries without those that failed
     expiry: dict[int, list[str]] = field(default_factory=dict)  # new registrations
     expired: list[int] = field(default_factory=list)  # buckets that were emptied
+    lapses: dict[int, list[bytes]] = field(default_factory=dict)  # bucket -> changelog keys to look at then
+    swept: list[tuple[int, list[bytes]]] = field(default_factory=list)  # of these buckets, keys that were looked at
     open_change: int = 0
     clock: EventClock | None = None
     exposure: Exposure | None = None
@@ -55,6 +59,14 @@ def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
             metrics.held_out.labels(name[1]).inc(amount)
         elif name[0] == "stale_triggers":
             metrics.stale_triggers.inc(amount)
+        elif name[0] == "identities":
+            metrics.identities.labels(name[1]).inc(amount)
+        elif name[0] == "forwarded":
+            metrics.forwarded.labels(name[1]).inc(amount)
+        elif name[0] == "expired":
+            metrics.expired.labels(name[1]).inc(amount)
+    for _ in effects.refused:
+        metrics.dead_letters.labels("interactions", "identity").inc()
     for _ in effects.failed:
         metrics.dead_letters.labels("interactions", "cannot_apply").inc()
     for sent_ms in effects.freshness:

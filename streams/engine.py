@@ -18,6 +18,7 @@ from headrace.streams.culprits import culprits
 from headrace.streams.decisions import Decisions
 from headrace.streams.effects import Effects
 from headrace.streams.errors import Fatal
+from headrace.streams.people.expiry import Buckets, Lapses
 from headrace.streams.recommend import Recommender
 from headrace.streams.records import (
     Batch,
@@ -53,7 +54,10 @@ class Engine:
         self.decisions = Decisions(settings, settings.arms.shares)
         self.busy = Busy(settings.worker)
         self.codes = {name: type_code(name) for name in settings.event_types}
-        self.expiry: dict[int, list[str]] = {}
+        self.expiry: Buckets[str] = Buckets()  # users with open decisions
+        self.lapses = Lapses(settings)
+        self.lapsing: Buckets[bytes] = Buckets()  # changelog keys, by when they are forgotten
+        self.users = 0
         self._failing: set[str] = set()  # users whose entries failed since an entry was applied
         self.open_decisions = 0
         self.state_bytes = 0
@@ -64,7 +68,13 @@ class Engine:
                 self.open_decisions += state.pending_count
                 oldest = state.oldest_ts()
                 if oldest is not None:
-                    self.expiry.setdefault(self.bucket(oldest), []).append(key[1:].decode())
+                    self.expiry.add(self.bucket(oldest), key[1:].decode())
+                self.users += 1
+                then = self.lapses.of_state(key[1:].decode(), state, otherwise_ms=self.clock.now)
+            else:
+                then = self.lapses.of(key, raw)
+            if then is not None:
+                self.lapsing.add(then, key)
 
     def serve(self, recommender: Recommender) -> None:
         """What decides from the next record on."""
@@ -126,15 +136,22 @@ class Engine:
             if key == PROGRESS:
                 continue
             old = self.states.get(key)
+            self.users += key.startswith(b"u") * ((value is not None) - (old is not None))
             self.state_bytes += (len(value) if value else 0) - (len(old) if old else 0)
             if value is None:
                 self.states.pop(key, None)
             else:
                 self.states[key] = value
         for bucket in effects.expired:
-            self.expiry.pop(bucket, None)
+            self.expiry.take(bucket)
         for bucket, users in effects.expiry.items():
-            self.expiry.setdefault(bucket, []).extend(users)
+            for user in users:
+                self.expiry.add(bucket, user)
+        for bucket, keys in effects.swept:
+            self.lapsing.take(bucket, keys)
+        for bucket, keys in effects.lapses.items():
+            for key in keys:
+                self.lapsing.add(bucket, key)
         self.open_decisions += effects.open_change
         for name, amount in effects.counts.items():
             self.counts["/".join(name)] += amount

@@ -70,6 +70,9 @@ class Metrics:
         self.reward = counter("reward_total", "Reward of decisions, as it comes", "arm")
         self.reward_returned = counter("reward_returned_total", "Reward taken back or negative", "arm")
         self.freshness = histogram("freshness_seconds", "From the shop's send to the committed recommendation")
+        self.identities = counter("identities_total", "Identities: anonymous ids merged into users, or why not", "outcome")
+        self.forwarded = counter("forwarded_total", "Entries passed on to another user's partition", "kind")
+        self.expired = counter("expired_total", "What was forgotten because nothing was heard of it", "kind")
         self.state_users = gauge("state_users", "Users with state", "partition")
         self.state_bytes = gauge("state_bytes", "Bytes of user state", "partition")
         self.open_decisions = gauge("open_decisions", "Decisions open", "partition")
@@ -116,9 +119,13 @@ class Metrics:
             (self.encoder_cache, ("hit", "rebuilt")),
             (self.encoder_swaps, ("swapped", "refused")),
             (self.learner_steps, ("fresh", "correction", "step")),
+            (self.identities, ("merged", "repeat", "self", "refused", "erased", "ring")),
+            (self.forwarded, ("event", "request", "identity", "state", "erasure")),
+            (self.expired, ("anonymous", "known", "alias", "erasure")),
             (self.rollbacks, ("reward", "calibration", "norm", "not_finite", "command")),
         ):
             for value in values:
                 family.labels(value)
         if role == "worker":
             self.dead_letters.labels("interactions", "cannot_apply")
+            self.dead_letters.labels("interactions", "identity")

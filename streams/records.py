@@ -35,6 +35,7 @@ class Event(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False, 
     text: str | None = None
     context: Context | None = None
     shown: list[str] | None = None
+    via: list[str] | None = None  # ids that it was forwarded from, the first the one it was sent as: people/identity.py
 
 
 class Request(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):
@@ -50,6 +51,7 @@ class Request(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False
     candidates: list[str] | None = None
     exclude: list[str] | None = None
     context: Context | None = None
+    via: list[str] | None = None  # as in Event
 
 
 class Identity(msgspec.Struct, array_like=True, tag_field="kind", tag=3, gc=False, frozen=True):
@@ -67,9 +69,46 @@ class Erasure(msgspec.Struct, array_like=True, tag_field="kind", tag=4, gc=False
     user_id: str
     ts: int
     sent_ms: int
+    of: str = ""  # sent by the partition of this user, into whom `user_id` had been merged
 
 
-Entry = Event | Request | Identity | Erasure
+class MergeAsk(msgspec.Struct, array_like=True, tag_field="kind", tag=5, gc=False, frozen=True):
+    """From the partition of `into`: what `user_id` is, it is to be. `named` and `user` are those of the identity."""
+
+    user_id: str
+    into: str
+    named: str
+    user: str
+    known: bool  # `user` had been a user before the message
+    ts: int
+    sent_ms: int
+    via: list[str] = []
+
+
+class Carried(msgspec.Struct, array_like=True, tag_field="kind", tag=6, gc=False, frozen=True):
+    """From the partition of `sent_as`: all that was known of that id, which `user_id` is now. `state` is packed."""
+
+    user_id: str
+    sent_as: str
+    state: bytes
+    ts: int
+    sent_ms: int
+    via: list[str] = []
+    due: Event | None = None
+    requests: list[Request] = []
+
+
+class Unalias(msgspec.Struct, array_like=True, tag_field="kind", tag=7, gc=False, frozen=True):
+    """From the partition of `of`: it can keep no note of this id any more; what comes under it is a new user's."""
+
+    user_id: str
+    of: str
+    ts: int
+    sent_ms: int
+
+
+Entry = Event | Request | Identity | Erasure | MergeAsk | Carried | Unalias
+"""What ingest writes, and what one partition's worker writes to another's: MergeAsk, Carried, Unalias."""
 
 
 class Batch(msgspec.Struct, array_like=True, gc=False, frozen=True):

@@ -104,3 +104,21 @@ class Live(Section):
     shadow: tuple[str, ...] = ()  # policies that decide beside the arms' own, for the side topic
     shadow_share: float = Field(0.1, ge=0, le=1)  # of the decisions: for so many those of `shadow` decide too
     clock: Literal["wall", "event"] = "wall"  # what worker.max_trigger_age is held against; "event": times made up
+
+
+class Identities(Section):
+    """Who is anonymous, and how long what was not heard of again is kept: docs/identity.md, docs/bounds.md."""
+
+    anonymous: str = ""  # "a-*", or a regular expression that begins with ^: these ids and no others are anonymous
+    anonymous_ttl: Duration = duration_ms("30d")  # of event time since the last event; 0: for ever
+    known_ttl: Duration = 0  # the same of users
+
+    @field_validator("anonymous")
+    @classmethod
+    def _readable(cls, pattern: str) -> str:
+        if pattern.startswith("^"):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern} is no regular expression: {error}") from None
+        return pattern

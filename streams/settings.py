@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.policy.names import BASELINES, POLICIES, TRAINED
-from headrace.streams.sections import ContextField, Duration, Live, Placement, Section, duration_ms
+from headrace.streams.sections import ContextField, Duration, Identities, Live, Placement, Section, duration_ms
 
 _SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
 
@@ -245,6 +245,7 @@ class Settings(BaseSettings):
     placements: dict[str, Placement] = Field(default_factory=lambda: {"default": Placement()})
     context: dict[str, ContextField] = Field(default_factory=dict)
     consumed: Consumed = Consumed()
+    identities: Identities = Identities()
     catalogue: Catalogue = Catalogue()
     encoder: Encoder = Encoder()
     worker: Worker = Worker()

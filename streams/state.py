@@ -24,6 +24,7 @@ _HEADER = struct.Struct("<BIHHHI")  # schema, events ever appended, history, see
 _OPEN = struct.Struct("<12sQBBH")  # recommendation, ts, k, schema of the entry, arm's code
 _KEY = struct.Struct("<Q")
 _SECOND = struct.Struct("<I")
+SEEN_OF_OTHERS = 8  # horizons of event ids that are remembered of merged ids, all together
 
 
 class Credit(msgspec.Struct, array_like=True):
@@ -57,6 +58,10 @@ class Notes(msgspec.Struct, array_like=True):
     taken: dict[int, int] = {}  # item key -> how often it was consumed, the latest last: where items may come again
     cart: dict[int, int] = {}  # item key -> second it was put into the cart
     shows: dict[int, list[int]] = {}  # item key -> seconds at which it was shown, where a rule says how often it may be
+    known: int = 0  # 1 once an identity has named this id as its user
+    merged: list[str] = []  # ids that were merged into this one, the latest last
+    others: bytes = b""  # uint64 each: hashes of event ids that were sent under those, the latest last
+    last: int = 0  # second of the latest event or request that is not in the history
 
 
 _encode_notes = msgspec.msgpack.Encoder().encode
@@ -73,6 +78,18 @@ class OpenDecision(NamedTuple):
 def short_hash(*parts: str) -> int:
     """64 bits of BLAKE2b; parts are kept apart."""
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")
+
+
+def seen_as(other: str, event: int) -> int:
+    """The hash of an event's hash that was sent under another id."""
+    return short_hash("as", other, str(event))
+
+
+def _holds(ids: bytes, packed: bytes) -> bool:
+    at = ids.find(packed)
+    while at != -1 and at % 8:  # a match across two ids is none
+        at = ids.find(packed, at + 1)
+    return at != -1
 
 
 class UserState:
@@ -126,15 +143,47 @@ class UserState:
     def see(self, event: int, *, horizon: int) -> bool:
         """True if this id is new; it is then remembered among the last `horizon`."""
         packed = _KEY.pack(event)
-        at = self.seen.find(packed)
-        while at != -1 and at % 8:  # a match across two ids is none
-            at = self.seen.find(packed, at + 1)
-        if at != -1:
+        if _holds(self.seen, packed):
             return False
         self.seen = (self.seen + packed)[-8 * horizon :]
         return True
 
+    def see_as(self, other: str, event: int, *, horizon: int) -> bool:
+        """The same of an id that was sent under the id `other`, which has become this user."""
+        if self.saw_as(other, event):
+            return False
+        notes = self.note()
+        notes.others = (notes.others + _KEY.pack(seen_as(other, event)))[-8 * SEEN_OF_OTHERS * horizon :]
+        return True
+
+    def saw_as(self, other: str, event: int) -> bool:
+        """Whether an id was seen under the id `other` of the same user."""
+        if self.notes is None or not self.notes.others:
+            return False
+        return _holds(self.notes.others, _KEY.pack(seen_as(other, event)))
+
     # -- history ------------------------------------------------------------------------------------------------------
+
+    def insert(self, key: int, *, type_code: int, ts: int, window: int, generation: int = 0) -> bool:
+        """Appends, or puts where it belongs in time; True where that was not the end."""
+        second = min(ts // 1000, 0xFFFFFFFF)
+        seconds = np.frombuffer(self.seconds, np.uint32)
+        at = int(np.searchsorted(seconds, second, side="right"))
+        held = len(seconds)
+        self.append(key, type_code=type_code, ts=ts, window=window + 1, generation=generation)
+        if at < held:
+            order = np.insert(np.arange(held), at, held)
+            self.reorder(order)
+        self.keys, self.types = self.keys[-8 * window :], self.types[-window:]
+        self.seconds, self.generations = self.seconds[-4 * window :], self.generations[-window:]
+        return at < held
+
+    def reorder(self, order: NDArray[np.int64]) -> None:
+        """The history becomes its entries `order`."""
+        self.keys = np.frombuffer(self.keys, np.uint64)[order].tobytes()
+        self.types = np.frombuffer(self.types, np.uint8)[order].tobytes()
+        self.seconds = np.frombuffer(self.seconds, np.uint32)[order].tobytes()
+        self.generations = np.frombuffer(self.generations, np.uint8)[order].tobytes()
 
     def append(self, key: int, *, type_code: int, ts: int, window: int, generation: int = 0) -> None:
         self.count += 1
@@ -153,9 +202,32 @@ class UserState:
         """When the n-th latest history event was, in seconds; None where there are fewer."""
         return int(_SECOND.unpack_from(self.seconds, len(self.seconds) - 4 * n)[0]) if len(self.types) >= n else None
 
+    def last_second(self) -> int:
+        """When something was last heard of this user, by event time; 0 where nothing tells."""
+        held = int(np.frombuffer(self.seconds, np.uint32).max()) if self.seconds else 0
+        latest = max(held, self.notes.last if self.notes is not None else 0)
+        return latest or max((decision.ts for decision in self.decisions()), default=0) // 1000
+
+    def heard_since(self, second: int) -> bool:
+        """Whether something was heard of this user then or later."""
+        if len(self.seconds) and _SECOND.unpack_from(self.seconds, len(self.seconds) - 4)[0] >= second:
+            return True
+        return self.last_second() >= second
+
+    def touch(self, ts: int) -> None:
+        """Something was heard of this user at `ts` (ms) that does not enter his history."""
+        notes = self.note()
+        notes.last = max(notes.last, ts // 1000)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing: as if there were none."""
+        held = self.count or self.seen or self.pending
+        return not held and (self.notes is None or not any(msgspec.structs.astuple(self.notes)))
+
     def note(self) -> Notes:
         if self.notes is None:
-            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[], taken={}, cart={}, shows={})
+            self.notes = Notes(consumed={}, texts={}, decisions={}, credits=[], taken={}, cart={}, shows={}, merged=[])
         return self.notes
 
     # -- consumed items -----------------------------------------------------------------------------------------------

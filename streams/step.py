@@ -13,13 +13,14 @@ from headrace.streams.clock import EventClock
 from headrace.streams.decisions import arm_code
 from headrace.streams.describe import Ask
 from headrace.streams.effects import Effects
+from headrace.streams.people.expiry import forget, register, sweep
+from headrace.streams.people.identity import Identities, merged_ids, sent_as
 from headrace.streams.records import (
     Behaviour,
     Entry,
     Erased,
     Erasure,
     Event,
-    Identity,
     Request,
     Transition,
     item_key,
@@ -56,25 +57,27 @@ class Step:
         self.due: dict[str, Event] = {}
         self.requests: list[Request] = []
         self.records: list[Transition] = []
+        self.marks: dict[bytes, bytes | None] = {}  # what is known of ids that are no users of their own
+        self.people = Identities(self)
 
     # 1-3. entries, in the order read
 
     def take(self, entry: Entry) -> None:
+        if self.people.take(entry):
+            return
         if isinstance(entry, Event):
             self._event(entry)
         elif isinstance(entry, Request):
             self._request(entry)
         elif isinstance(entry, Erasure):
             self._erasure(entry)
-        elif isinstance(entry, Identity):
-            self.counts["identities", "counted"] += 1
 
     def _event(self, event: Event) -> None:
-        if self._erased_before(event.user_id) >= event.ts:
+        if self.erased_before(event.user_id) >= event.ts:
             self.counts["events", event.type, "erased"] += 1
             return
-        state = self._state(event.user_id)
-        if not state.see(short_hash("e", event.event_id), horizon=self.settings.worker.seen):
+        state = self.state(event.user_id)
+        if not self._first(state, short_hash("e", event.event_id), event):
             self.counts["events", event.type, "duplicate"] += 1
             return
         self.counts["events", event.type, "applied"] += 1
@@ -89,13 +92,14 @@ class Step:
             self.effects.rewards[outcome.arm] += outcome.reward
         if rule.history:
             self._remember(state, event, teaches=not busy)
+        else:
+            state.touch(event.ts)
         if rule.due:
             self.due[event.user_id] = event
 
     def _remember(self, state: UserState, event: Event, *, teaches: bool) -> None:
         """Appends to the history: the item where there is one, else the words."""
-        code, recommender = self.engine.codes[event.type], self.engine.recommender
-        rule, window = self.settings.event_types[event.type], self.settings.worker.history
+        rule, recommender = self.settings.event_types[event.type], self.engine.recommender
         if event.item_id is not None:
             key = item_key(event.item_id)
             previous = state.history_keys()[:-5:-1]
@@ -106,55 +110,73 @@ class Step:
             if rule.consumes:
                 state.consume(key, second=event.ts // 1000, rules=self.settings.consumed)
             generation = recommender.items.generation(key)
-            state.append(key, type_code=code, ts=event.ts, window=window, generation=generation)
+            self._append(state, event, key, generation=generation)
         if event.text:
             key = short_hash("text", event.text)
             texts, packed = state.note().texts, recommender.asked.pack(event.text)
             if texts.setdefault(key, packed) != packed:  # of another text encoder: what was encoded with it said less
                 recommender.evict(event.user_id)
             texts[key] = packed
-            state.append(key, type_code=code, ts=event.ts, window=window)
+            self._append(state, event, key)
+
+    def _append(self, state: UserState, event: Event, key: int, *, generation: int = 0) -> None:
+        """To the history; what was passed on from another id comes late and goes where it belongs in time."""
+        code, window = self.engine.codes[event.type], self.settings.worker.history
+        put = state.append if event.via is None else state.insert
+        if put(key, type_code=code, ts=event.ts, window=window, generation=generation):
+            self.engine.recommender.evict(event.user_id)
+
+    def _first(self, state: UserState, name: int, entry: Event | Request) -> bool:
+        """Whether an event or request is new, by its hash and the id that it was sent under."""
+        horizon = self.settings.worker.seen
+        if other := sent_as(entry):
+            return state.see_as(other, name, horizon=horizon)
+        return not state.saw_as(entry.user_id, name) and state.see(name, horizon=horizon)
 
     def _request(self, request: Request) -> None:
-        if self._erased_before(request.user_id) >= request.ts:
+        if self.erased_before(request.user_id) >= request.ts:
             self.counts["requests", "erased"] += 1
             return
-        state = self._state(request.user_id)
-        if not state.see(short_hash("q", request.request_id), horizon=self.settings.worker.seen):
+        state = self.state(request.user_id)
+        if not self._first(state, short_hash("q", request.request_id), request):
             self.counts["requests", "duplicate"] += 1
             return
         self.counts["requests", "applied"] += 1
+        state.touch(request.ts)
         self.requests.append(request)
 
     def _erasure(self, erasure: Erasure) -> None:
         """The user's state, open decisions and changelog entry go; a hash and a time stay, against late events."""
         self.counts["erasures", "applied"] += 1
         user = erasure.user_id
-        state = self._state(user)
+        state = self.state(user)
         while state.pending_count:
             closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=user, erased=True)
             self.counts["closed", closed.arm, "erased"] += 1
             self.records.append(closed)
             self.effects.open_change -= 1
         self.records.append(Erased(user, erasure.ts))
+        self.people.erase_merged(user, merged_ids(state), erasure.ts)
         self.touched[user] = UserState()
         self.gone.add(user)
         self.due.pop(user, None)
         self.requests = [r for r in self.requests if r.user_id != user]
         self.engine.recommender.evict(user)
-        at = max(erasure.ts, self._erased_before(user))
+        at = max(erasure.ts, self.erased_before(user))
         self.erasures[erased_key(user)] = at.to_bytes(8, "little")
 
-    def _erased_before(self, user: str) -> int:
+    def erased_before(self, user: str) -> int:
         key = erased_key(user)
         raw = self.erasures.get(key) or self.engine.states.get(key)
         return int.from_bytes(raw, "little") if raw else -1
 
-    def _state(self, user: str) -> UserState:
+    def state(self, user: str) -> UserState:
         state = self.touched.get(user)
         if state is None:
             raw = self.engine.states.get(user_key(user))
             state = self.touched[user] = UserState() if raw is None else UserState.unpack(raw)
+            if raw is not None and self.engine.lapses.over(user, state, self.clock.now):
+                state = forget(self, user, state)
         self.gone.discard(user)
         return state
 
@@ -163,22 +185,22 @@ class Step:
     def expire(self) -> None:
         now = self.clock.now
         last = now // BUCKET_MS
-        passed = [b for b in self.engine.expiry if b <= last]
-        for bucket in sorted(passed):
+        for bucket in self.engine.expiry.passed(last):
             self.effects.expired.append(bucket)
             for user in self.engine.expiry[bucket]:
                 known = user in self.touched or user_key(user) in self.engine.states
                 if not known or user in self.gone:
                     continue
-                state = self._state(user)
+                state = self.state(user)
                 for closed in self.decisions.close_passed(state, now=now, user_id=user):
-                    self._closed(closed.arm, closed.closed_as)
+                    self.closed(closed.arm, closed.closed_as)
                     self.records.append(closed)
                 oldest = state.oldest_ts()
                 if oldest is not None:
                     self.effects.expiry.setdefault(self.engine.bucket(oldest), []).append(user)
+        sweep(self)
 
-    def _closed(self, arm: str, closed_as: str) -> None:
+    def closed(self, arm: str, closed_as: str) -> None:
         self.counts["closed", arm, closed_as] += 1
         self.effects.open_change -= 1
 
@@ -249,14 +271,13 @@ class Step:
         self.effects.shadow.append((ask.user_id, message))
 
     def _ask(self, user: str, kind: str, trigger: str, source: Event | Request) -> Ask:
-        digest = hashlib.blake2b(
-            "\0".join((str(self.engine.partition), str(self.offset), user, kind, trigger)).encode(), digest_size=20
-        ).digest()
+        names = (str(self.engine.partition), str(self.offset), user, kind, trigger, *(source.via or ()))
+        digest = hashlib.blake2b("\0".join(names).encode(), digest_size=20).digest()
         placement = source.placement if source.placement in self.settings.placements else "default"
         arm = self.live.shares.arm(user)
         return Ask(
             user_id=user,
-            state=self._state(user),
+            state=self.state(user),
             arm=arm if arm in self.live.holdout else self.engine.recommender.policies.placed.arm(arm, placement),
             trigger_kind=kind,
             trigger_id=trigger,
@@ -277,9 +298,13 @@ class Step:
         if self.live.in_shadow and self.settings.decisions.assume_shown:
             state.note().decisions[ask.recommendation] = DecisionNotes(shadow=True, rewards={}, earned={})
         self.effects.open_change += 1
+        self.close_beyond(state, ask.user_id)
+
+    def close_beyond(self, state: UserState, user: str) -> None:
+        """Closes the oldest decisions of a user who has too many open."""
         while state.pending_count > self.settings.worker.pending:
-            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=ask.user_id)
-            self._closed(closed.arm, closed.closed_as)
+            closed = self.decisions.close_oldest(state, now=self.clock.now, user_id=user)
+            self.closed(closed.arm, closed.closed_as)
             self.counts["pending_capped",] += 1
             self.records.append(closed)
 
@@ -288,8 +313,11 @@ class Step:
     def finish(self, *, tick: bool) -> Effects:
         effects = self.effects
         for user, state in self.touched.items():
-            effects.changes[user_key(user)] = None if user in self.gone else state.pack()
+            effects.changes[user_key(user)] = None if user in self.gone or state.empty else state.pack()
         effects.changes.update(self.erasures)
+        effects.changes.update(self.marks)
+        register(self)
+        self.people.finish()
         if self.records or tick:
             effects.transitions = list(
                 pack_transitions(self.engine.partition, self.offset, self.clock.now, tick=tick, records=self.records)

@@ -240,6 +240,14 @@ class Worker:
                 kafka.produce(producer, settings.topic("recommendations-shadow"), key=user.encode(), value=message)
             for record in found.transitions:
                 kafka.produce(producer, settings.topic("transitions"), value=record, partition=0)
+            for other, record in found.forwarded:
+                kafka.produce(producer, self.interactions, value=record, partition=other)
+            for entry, said in found.refused:
+                source = f"{self.interactions}[{partition}]@{found.offset}"
+                log.warning("%s: identity: %s", source, said)
+                headers: kafka.Headers = [("reason", f"identity: {said}".encode()), ("source", source.encode())]
+                letter, key = msgspec.json.encode(entry), entry.user_id.encode()
+                kafka.produce(producer, settings.topic("dead-letters"), key=key, value=letter, headers=headers)
             for entry, error in found.failed:
                 source = f"{self.interactions}[{partition}]@{found.offset}"
                 log.error("%s: an entry cannot be applied: %r", source, error)
@@ -314,7 +322,7 @@ class Worker:
         self.serving.report()
         for partition, assignment in list(self._assignments.items()):
             engine = assignment.engine
-            metrics.state_users.labels(partition).set(len(engine.states))
+            metrics.state_users.labels(partition).set(engine.users)
             metrics.state_bytes.labels(partition).set(engine.state_bytes)
             metrics.open_decisions.labels(partition).set(engine.open_decisions)
             waiting = assignment.waiting
