@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import msgspec
 
+from headrace.streams.people.optout import choice
 from headrace.streams.records import Context, Erasure, Event, Identity, Request
 from headrace.streams.settings import Settings
 
@@ -159,12 +160,13 @@ class Decoder:
             _check_id("event_id", m.event_id)
             _check_id("user_id", m.user_id)
             self._check_time(m.ts, now_ms)
+            chooses = choice(m.type, m.item_id, m.text) is not None
             item_id = m.item_id if kind.item != "none" else None
             if item_id is not None:
                 _check_id("item_id", item_id)
-            elif kind.item == "required":
+            elif kind.item == "required" and not chooses:
                 _refuse("missing", f"a {m.type} needs item_id")
-            text = m.text if kind.text != "none" else None
+            text = m.text if kind.text != "none" or chooses else None
             if kind.text == "required" and not text:
                 _refuse("missing", f"a {m.type} needs text")
             _check_ids(order_id=m.order_id, recommendation_id=m.recommendation_id, placement=m.placement)

@@ -13,6 +13,7 @@ from headrace.streams.clock import EventClock
 from headrace.streams.decisions import arm_code
 from headrace.streams.describe import Ask
 from headrace.streams.effects import Effects
+from headrace.streams.people import optout
 from headrace.streams.people.expiry import forget, register, sweep
 from headrace.streams.people.identity import Identities, merged_ids, sent_as
 from headrace.streams.records import (
@@ -81,6 +82,12 @@ class Step:
             self.counts["events", event.type, "duplicate"] += 1
             return
         self.counts["events", event.type, "applied"] += 1
+        refuses = optout.choice(event.type, event.item_id, event.text)
+        if refuses is not None:
+            state.touch(event.ts)
+            optout.choose(self, state, event, refuses)
+            return
+        private = optout.refused(state)
         rule = self.settings.event_types[event.type]
         busy = self.engine.busy.at(state, event.ts)
         self.counts["busy", "event"] += busy
@@ -88,10 +95,10 @@ class Step:
         if word is not None:
             self.counts["outcomes", event.type, word] += 1
         if outcome is not None:
-            self.records.append(marked(outcome, busy))
+            self.records.append(marked(outcome, busy or private))
             self.effects.rewards[outcome.arm] += outcome.reward
         if rule.history:
-            self._remember(state, event, teaches=not busy)
+            self._remember(state, event, teaches=not busy and not private)
         else:
             state.touch(event.ts)
         if rule.due:
@@ -100,6 +107,9 @@ class Step:
     def _remember(self, state: UserState, event: Event, *, teaches: bool) -> None:
         """Appends to the history: the item where there is one, else the words."""
         rule, recommender = self.settings.event_types[event.type], self.engine.recommender
+        private = optout.refused(state)
+        if private:
+            state.touch(event.ts)
         if event.item_id is not None:
             key = item_key(event.item_id)
             previous = state.history_keys()[:-5:-1]
@@ -109,9 +119,10 @@ class Step:
                 touch_cart(state, key, what=rule.cart, second=event.ts // 1000, cap=self.settings.consumed.cap)
             if rule.consumes:
                 state.consume(key, second=event.ts // 1000, rules=self.settings.consumed)
-            generation = recommender.items.generation(key)
-            self._append(state, event, key, generation=generation)
-        if event.text:
+            if not private:
+                generation = recommender.items.generation(key)
+                self._append(state, event, key, generation=generation)
+        if event.text and not private:
             key = short_hash("text", event.text)
             texts, packed = state.note().texts, recommender.asked.pack(event.text)
             if texts.setdefault(key, packed) != packed:  # of another text encoder: what was encoded with it said less
@@ -234,6 +245,7 @@ class Step:
                 continue
             busy = self.engine.busy.at(ask.state, ask.ts)
             self.counts["busy", "decision"] += busy
+            busy = busy or optout.refused(ask.state)
             opened = marked(decision.opened, busy)
             self.records.append(msgspec.structs.replace(opened, shadow=True) if self.live.in_shadow else opened)
             self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)

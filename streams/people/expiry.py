@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from headrace.streams.changelog import ALIAS, ERASED, Alias, decode_alias
 from headrace.streams.people.anonymous import anonymity
+from headrace.streams.people.optout import refused
 from headrace.streams.settings import Settings
 from headrace.streams.state import UserState
 
@@ -94,7 +95,10 @@ class Lapses:
         return state.notes is not None and bool(state.notes.known)
 
     def of_state(self, user: str, state: UserState, *, otherwise_ms: int = 0) -> int | None:
-        """`otherwise_ms`: the event time that counts where the state tells none."""
+        """`otherwise_ms`: the event time that counts where the state tells none. Who wants no profiling does not lapse:
+        he would be profiled again."""
+        if refused(state):
+            return None
         last = 1000 * state.last_second() or otherwise_ms
         return self._bucket(last, self._known_ms if self.known(user, state) else self._anonymous_ms)
 
@@ -115,7 +119,7 @@ class Lapses:
     def over(self, user: str, state: UserState, now_ms: int) -> bool:
         """Whether a state has lapsed at this event time."""
         ttl = self._known_ms if self.known(user, state) else self._anonymous_ms
-        if not ttl:
+        if not ttl or refused(state):
             return False
         first = (self.now(now_ms) + 1) * self._width_ms - ttl  # heard of then or later: still there
         return not state.heard_since(-(-first // 1000)) and state.last_second() > 0

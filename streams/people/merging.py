@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from headrace.streams.decisions import CREDITS
+from headrace.streams.people import optout
 from headrace.streams.rules.personal import ITEMS_SHOWN, TIMES
 from headrace.streams.settings import Settings
 from headrace.streams.state import SEEN_OF_OTHERS, Notes, OpenDecision, UserState, seen_as
@@ -36,6 +37,9 @@ def absorb(state: UserState, other: UserState, *, user: str, sent_as: str, setti
     notes.shows = dict(shown[-ITEMS_SHOWN:])
     notes.known = max(notes.known, theirs.known)
     notes.last = max(notes.last, theirs.last)
+    notes.profiling = optout.latest(notes, theirs)
+    if optout.refused(state):
+        optout.forget(state)
     ids = [name for name in dict.fromkeys([*notes.merged, *theirs.merged, sent_as]) if name != user]
     notes.merged = ids[-MERGED:]
     return ids[:-MERGED]

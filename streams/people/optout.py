@@ -1,0 +1,63 @@
+"""No profiling: a user who does not want it gets slates that use nothing he did, and teaches nothing.
+
+    dismiss, text "profiling", no item     from now on
+    like, text "profiling", no item        takes it back; what is known begins anew
+
+What is dropped at once: history, words, how often he took what, decisions still open, and what learners remember of
+him. What stays, because rules and accounts need it and no policy sees it: the ids of the latest events (duplicates),
+what he bought and what lies in his cart (not to be recommended again), how often he was shown an item (frequency caps),
+purchases that may be returned. Later decisions are kept open as usual, marked as ones that teach nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.streams.records import Erased, Event
+from headrace.streams.state import Notes, UserState
+
+if TYPE_CHECKING:
+    from headrace.streams.step import Step
+
+_WORD = "profiling"
+_CHOICES = {"dismiss": True, "like": False}
+
+
+def choice(kind: str, item_id: str | None, text: str | None) -> bool | None:
+    """What an event of this type says about profiling: True that it is not wanted, False that it is; None: nothing."""
+    return _CHOICES.get(kind) if item_id is None and text == _WORD else None
+
+
+def refused(state: UserState) -> bool:
+    """Whether this user wants no profiling."""
+    return state.notes is not None and state.notes.profiling > 0
+
+
+def latest(mine: Notes, other: Notes) -> int:
+    """`Notes.profiling` of two ids that are one user: the later choice, of equally late ones the refusal."""
+    return max(mine.profiling, other.profiling, key=lambda chosen: (abs(chosen), chosen))
+
+
+def choose(step: Step, state: UserState, event: Event, refuses: bool) -> None:
+    """The user chooses. The latest choice by its time counts, in whatever order they come."""
+    second, notes = event.ts // 1000, state.note()
+    if second < abs(notes.profiling):
+        return
+    before = refused(state)
+    notes.profiling = second if refuses else -second
+    if refuses and not before:
+        while state.pending_count:
+            closed = step.decisions.close_oldest(state, now=step.clock.now, user_id=event.user_id, erased=True)
+            step.closed(closed.arm, closed.closed_as)
+            step.records.append(closed)
+        forget(state)
+        step.records.append(Erased(event.user_id, event.ts))
+        step.engine.recommender.evict(event.user_id)
+
+
+def forget(state: UserState) -> None:
+    """Drops what a slate could be made from."""
+    state.count = 0
+    state.keys = state.types = state.seconds = state.generations = b""
+    if state.notes is not None:
+        state.notes.texts, state.notes.taken = {}, {}
