@@ -27,6 +27,7 @@ from headrace.streams.messages import ShopItem
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Decision, Recommender
 from headrace.streams.records import Batch, Event, Item, decode_transitions, item_key
+from headrace.streams.rules.exposure import Exposure
 from headrace.streams.settings import Arms, Gate, Settings
 from headrace.streams.settings import Policy as PolicySettings
 from headrace.streams.start import Parts
@@ -163,7 +164,7 @@ class _Teacher(Recommender):
             coming.pop()
         return coming[-1][1] if coming else -1
 
-    def _choose(self, table: Any) -> list[Decision | None]:
+    def _choose(self, table: Any, exposure: Exposure) -> list[Decision | None]:
         query = table.query
         for i, ask in enumerate(table.asks):
             row = self._next(ask.user_id)

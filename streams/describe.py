@@ -19,6 +19,10 @@ from headrace.streams.own import own_counts, own_items
 from headrace.streams.policies import Policies
 from headrace.streams.reasons import ANCHOR
 from headrace.streams.records import Context, Request, item_key
+from headrace.streams.rules.applied import Bound, bind, too_often
+from headrace.streams.rules.exposure import Exposure
+from headrace.streams.rules.in_force import InForce, NoRules, Rules
+from headrace.streams.rules.pools import Pools
 from headrace.streams.scalars import scalars
 from headrace.streams.sections import duration_ms
 from headrace.streams.settings import Settings
@@ -58,6 +62,7 @@ class Table:
     history: I64  # (B, RECENT) rows of the latest history entries
     codes: NDArray[np.uint8]  # (B, RECENT) their event types
     recent: F32  # (B, 5, d) vectors of the latest five
+    bound: Bound
 
     def take(self, members: list[int]) -> Table:
         q = self.query
@@ -71,7 +76,8 @@ class Table:
             streams=q.streams[members],
         )
         asks = [self.asks[i] for i in members]
-        return Table(asks, self.rows[members], query, self.history[members], self.codes[members], self.recent[members])
+        made_from = (self.history[members], self.codes[members], self.recent[members])
+        return Table(asks, self.rows[members], query, *made_from, self.bound.take(members))
 
 
 class Describer:
@@ -87,6 +93,8 @@ class Describer:
         self._settings = settings
         self._context = ContextEncoder(settings)
         self._candidates = Candidates(items, policies, n=settings.worker.candidates)
+        self._pools = Pools(items, policies)
+        self.rules: Rules = NoRules()
         self._said: dict[str, dict[int, F32]] = {}  # user → history key → vector of a text, of the histories at hand
         self._rules: dict[str, int | None] = {}
 
@@ -131,21 +139,33 @@ class Describer:
                 vectors[place] = said[int(keys[place])]
         return vectors
 
-    def describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int) -> Table:
-        """Candidates and their features, whichever policy will decide. The asks are of one placement."""
+    def places(self, ask: Ask) -> int:
+        """k of the slate asked for."""
+        if ask.request is not None and ask.request.k is not None:
+            return ask.request.k
+        return self._settings.placements[ask.placement].k
+
+    def describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int, exposure: Exposure) -> Table:
+        """Candidates and their features, whichever policy will decide. The asks are of one placement, whose rules have
+        been applied. `exposure` plans what the slates owe."""
         items = self.items
+        placement, ks = asks[0].placement, [self.places(ask) for ask in asks]
+        force = self.rules.at(placement, now)
         history, recent, keys, codes = self._recent(asks)
         streams = np.array([ask.stream for ask in asks], np.uint64)
         own = [own_items(ask.state, items.rows) for ask in asks]
-        out = self._left_out(asks, now)
+        out = self._left_out(asks, now, force)
         if listed:
             rows, mask = self._listed(asks)
             mask &= ~among(rows, out, none=items.none)
+            mask &= True if force.allowed is None else force.allowed[rows]
         else:
             rows, mask = self.drawn(
                 asks, history, keys, streams, states=states, own=own, left_out=out,
-                sources=self._settings.placements[asks[0].placement].sources, anchored=codes[:, 0] == ANCHOR,
+                sources=self._settings.placements[placement].sources, anchored=codes[:, 0] == ANCHOR,
+                within=self._pools.within(placement, force, states=states, streams=streams, k=max(ks)),
             )  # fmt: skip
+        bound = bind(force, placement, rows, mask, ks, exposure=exposure, penalty=self._penalty(placement, len(asks)))
         vectors = items.vectors[rows]
         counts = own_counts(own, rows)
         columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys, own=counts)
@@ -158,7 +178,12 @@ class Describer:
             mask=mask,
             streams=streams,
         )
-        return Table(asks, rows, query, history, codes, recent)
+        return Table(asks, rows, query, history, codes, recent, bound)
+
+    def _penalty(self, placement: str, size: int) -> F32 | None:
+        """What similarity to the items above costs at the placement (B,); None where it costs nothing."""
+        diversity = self._settings.placements[placement].diversity
+        return np.full(size, diversity, np.float32) if diversity else None
 
     def drawn(
         self, asks: Sequence[Ask], history: I64, keys: NDArray[np.uint64], streams: NDArray[np.uint64], **known: Any
@@ -210,8 +235,9 @@ class Describer:
             rows[i, : len(names)] = self.items.rows_of([item_key(name) for name in names])
         return rows, self.items.available[rows]
 
-    def _left_out(self, asks: Sequence[Ask], now: int) -> list[list[int]]:
-        """Rows of what users have consumed or in their carts, what requests exclude, and what is being looked at."""
+    def _left_out(self, asks: Sequence[Ask], now: int, force: InForce) -> list[list[int]]:
+        """Rows of what users have consumed or in their carts, what requests exclude, what is being
+        looked at, and what a rule says they have been shown often enough."""
         all_out: list[list[int]] = []
         for ask in asks:
             out: list[int] = []
@@ -222,6 +248,8 @@ class Describer:
                         out.append(row)
                 if self._settings.consumed.cart == "exclude":
                     out.extend(row for key in ask.state.notes.cart if (row := self.items.rows.get(key)) is not None)
+                if force.frequency:
+                    out.extend(too_often(force, ask.state, self.items.rows, now=now))
             if ask.request is not None:
                 named = list(ask.request.exclude or ())
                 if ask.request.anchor_item_id is not None:

@@ -20,6 +20,8 @@ from headrace.streams.policies import Policies, Served
 from headrace.streams.reasons import Reasons
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.records import Opened
+from headrace.streams.rules.applied import Bound, Kept, settle
+from headrace.streams.rules.exposure import Exposure
 from headrace.streams.settings import Settings
 from headrace.streams.shadow import Shadow
 from headrace.streams.texts import TextEncoder
@@ -71,8 +73,9 @@ class Recommender:
 
     # -- decide -------------------------------------------------------------------------------------------------------
 
-    def decide(self, asks: Sequence[Ask], *, now: int) -> list[Decision | None]:
-        """Decisions in the order asked; None where an event's slate would be empty."""
+    def decide(self, asks: Sequence[Ask], *, now: int, exposure: Exposure | None = None) -> list[Decision | None]:
+        """Decisions in the order asked; None where an event's slate would be empty. `exposure` goes on with them."""
+        exposure = exposure or Exposure()
         states = self.describer.encode(asks)
         decisions: list[Decision | None] = [None] * len(asks)
         alike: dict[tuple[bool, str], list[int]] = defaultdict(list)
@@ -81,29 +84,26 @@ class Recommender:
         for (listed, _), members in alike.items():
             for start in range(0, len(members), _AT_ONCE):
                 part = members[start : start + _AT_ONCE]
-                table = self.describer.describe([asks[i] for i in part], states[part], listed, now)
-                for i, decision in zip(part, self._choose(table), strict=True):
+                table = self.describer.describe([asks[i] for i in part], states[part], listed, now, exposure)
+                for i, decision in zip(part, self._choose(table, exposure), strict=True):
                     decisions[i] = decision
         return decisions
 
-    def _k(self, ask: Ask) -> int:
-        if ask.request is not None and ask.request.k is not None:
-            return ask.request.k
-        return self._settings.placements[ask.placement].k
-
-    def _choose(self, table: Table) -> list[Decision | None]:
+    def _choose(self, table: Table, exposure: Exposure) -> list[Decision | None]:
         """Each arm's policy takes its users' decisions; those of one policy and length are taken together."""
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         policies: dict[str, Served] = {}
-        for i, ask in enumerate(table.asks):
+        for i, (ask, k) in enumerate(zip(table.asks, table.bound.ks, strict=True)):
             served = self.policies.serving(ask.arm, ask.user_id, ask.placement)
             policies[served.name] = served
-            groups[served.name, self._k(ask)].append(i)
+            groups[served.name, k].append(i)
         decisions: list[Decision | None] = [None] * len(table.asks)
         for (name, k), members in groups.items():
             part = table if len(members) == len(table.asks) else table.take(members)
-            slates = policies[name].policy.decide(part.query, k)
-            for i, decision in zip(members, self._written(part, slates, policies[name]), strict=True):
+            constraints = () if part.bound.constraints is None else (part.bound.constraints,)
+            slates = policies[name].policy.decide(part.query, k, *constraints)
+            written = self._written(part, slates, policies[name], exposure)
+            for i, decision in zip(members, written, strict=True):
                 decisions[i] = decision
             for at, beside in self._shadow.beside(part, k, encoder_version=self.encoder.version).items():
                 decision = decisions[members[at]]
@@ -111,7 +111,7 @@ class Recommender:
                     decisions[members[at]] = replace(decision, beside=beside)
         return decisions
 
-    def _written(self, table: Table, slates: Slates, served: Served) -> list[Decision | None]:
+    def _written(self, table: Table, slates: Slates, served: Served, exposure: Exposure) -> list[Decision | None]:
         """Slates as messages and as records to learn from."""
         items, query = self.items, table.query
         sizes = (slates.index >= 0).sum(axis=1).tolist()
@@ -119,6 +119,7 @@ class Recommender:
         at = np.arange(len(table.asks))[:, None]
         rows = table.rows[at, chosen]
         vectors, columns = query.items[at, chosen], query.scalars[at, chosen]
+        kept = settle(table.bound, rows, sizes, exposure)
         reasons = self._reasons.of(
             items, rows, vectors, columns, table.history, table.codes, table.recent, slates.explored
         )
@@ -131,13 +132,13 @@ class Recommender:
             full=random_words(query.streams, 1, salt=4)[:, 0] < self._full_below,
         )
         return [
-            self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i])
+            self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i], kept[i], table.bound)
             for i, ask in enumerate(table.asks)
         ]
 
     def _decision(
         self, ask: Ask, i: int, size: int, slates: Slates, served: Served, query: Query, picked: _Picked,
-        reasons: list[str],
+        reasons: list[str], kept: Kept, bound: Bound,
     ) -> Decision | None:  # fmt: skip
         if not size and ask.request is None:
             return None
@@ -163,6 +164,7 @@ class Recommender:
                 name, ask.user_id, ask.ts, ask.placement, Trigger(ask.trigger_kind, ask.trigger_id), shown,
                 PolicyName(served.name, served.version, ask.arm), self.encoder.version,
                 ask.request.request_id if ask.request else msgspec.UNSET,
+                rules=kept.bound or msgspec.UNSET, unmet=kept.unmet or msgspec.UNSET,
             )
         )  # fmt: skip
         if not size:
@@ -178,7 +180,7 @@ class Recommender:
             query.keys[i][mask].tobytes(), explored.astype(np.uint8).tobytes(),
             query.items[i][mask].astype(np.float16).tobytes() if full else b"",
             query.scalars[i][mask].tobytes() if full else b"",
-            encoder_serial=self.encoder_serial,
+            encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
 

@@ -234,7 +234,9 @@ class Step:
         asks = self._hold_out(asks)
         if not asks:
             return
-        for ask, decision in zip(asks, self.engine.recommender.decide(asks, now=self.clock.now), strict=True):
+        exposure, recommender = self.effects.exposure, self.engine.recommender
+        decided = recommender.decide(asks, now=self.clock.now, exposure=exposure)
+        for ask, decision in zip(asks, decided, strict=True):
             if decision is None:
                 continue
             self._publish(ask, decision.policy, decision.message)

@@ -1,0 +1,133 @@
+"""The rules in force at a placement, applied to the candidates of its decisions: what a policy must keep to, and what
+became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.policy.base import F32, I64, Bool
+from headrace.policy.constraints import Cap, Constraints, Pin, Quota
+from headrace.streams.rules.exposure import Exposure, Plan, Share
+from headrace.streams.rules.in_force import InForce
+from headrace.streams.rules.personal import shown_often
+from headrace.streams.state import UserState
+
+_NAMED = 10  # ids of rules that a slate too short is told with
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A batch of decisions at one placement under its rules; rows and candidates as in the query."""
+
+    placement: str
+    force: InForce
+    ks: list[int]  # places of each slate
+    constraints: Constraints | None
+    plans: list[list[Plan]]  # by decision, then by share in force
+
+    def take(self, members: list[int]) -> Bound:
+        constraints = None if self.constraints is None else self.constraints.take(members)
+        plans = [self.plans[i] for i in members]
+        return replace(self, ks=[self.ks[i] for i in members], constraints=constraints, plans=plans)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the rules came to in one slate: ids of those that bound it, and of those that could not be met."""
+
+    bound: list[str]
+    unmet: list[str]
+
+
+def bind(
+    force: InForce, placement: str, rows: I64, mask: Bool, ks: list[int], *, exposure: Exposure, penalty: F32 | None
+) -> Bound:
+    """`rows` and `mask` (B, n) of one placement's candidates; `mask` loses those that a cap of none leaves out.
+
+    `exposure` plans the decisions in their order. `penalty` (B,): see Constraints.
+    """
+    shares = shares_of(force)
+    plans = [[exposure.plan(placement, share, k) for share in shares] for k in ks]
+    caps, quotas = [], []
+    for _, groups, most in force.caps:
+        caps.append(Cap(groups[rows], np.full(len(rows), most, np.int64)))
+    for at, (_, members, _, _, _) in enumerate(force.shares):
+        inside = members[rows]
+        least = np.array([plan[at].least for plan in plans], np.int64)
+        at_most = np.array([plan[at].most for plan in plans], np.int64)
+        if least.any():
+            quotas.append(Quota(inside, least))
+        if (at_most < np.array(ks)).any():
+            caps.append(Cap(np.where(inside, 0, -1).astype(np.int32), at_most))
+    for cap in caps:
+        mask &= (cap.groups < 0) | (cap.most > 0)[:, None]
+    pins = tuple(Pin(position, members[rows]) for _, position, members in force.pins if position < max(ks, default=0))
+    boosts = None if force.boosts is None else force.boosts[rows]
+    if boosts is None and penalty is None and not (caps or quotas or pins):
+        return Bound(placement, force, ks, None, plans)
+    constraints = Constraints(boosts=boosts, penalty=penalty, caps=tuple(caps), pins=pins, quotas=tuple(quotas))
+    return Bound(placement, force, ks, constraints, plans)
+
+
+def shares_of(force: InForce) -> list[Share]:
+    return [Share(rule_id, least, most, window) for rule_id, _, least, most, window in force.shares]
+
+
+def too_often(force: InForce, state: UserState, rows: dict[int, int], *, now: int) -> list[int]:
+    """Rows of the items that a frequency cap keeps from this user now (ms)."""
+    out = []
+    for _, members, most, within in force.frequency:
+        for key in shown_often(state, most=most, since=(now - within) // 1000):
+            row = rows.get(key)
+            if row is not None and (members is None or members[row]):
+                out.append(row)
+    return out
+
+
+def settle(bound: Bound, chosen: I64, sizes: Sequence[int], exposure: Exposure) -> list[Kept]:
+    """What became of the rules, by decision; the accounts learn what was given.
+
+    `chosen` (B, k): rows of the catalogue by position, of which the first `sizes` count.
+    """
+    force = bound.force
+    told: list[Kept] = [Kept([], []) for _ in sizes]
+    there = np.arange(chosen.shape[1]) < np.array(sizes)[:, None]
+    for rule_id, position, members in force.pins:
+        if position >= chosen.shape[1]:
+            continue
+        held = members[chosen[:, position]] & there[:, position]
+        for kept, k, met in zip(told, bound.ks, held.tolist(), strict=True):
+            if position < k:
+                (kept.bound if met else kept.unmet).append(rule_id)
+    for rule_id, groups, most in force.caps:
+        inside = np.where(there, groups[chosen], -1)
+        for kept, full in zip(told, _reached(inside, most).tolist(), strict=True):
+            if full:
+                kept.bound.append(rule_id)
+    for at, (share, (_, members, _, _, _)) in enumerate(zip(shares_of(force), force.shares, strict=True)):
+        placed = (members[chosen] & there).sum(axis=1).tolist()
+        for kept, k, plans, n in zip(told, bound.ks, bound.plans, placed, strict=True):
+            exposure.settle(bound.placement, share, k, plans[at], n)
+            if n < plans[at].least:
+                kept.unmet.append(share.rule_id)
+            elif plans[at].least or plans[at].most < k:
+                kept.bound.append(share.rule_id)
+    for kept, k, size in zip(told, bound.ks, sizes, strict=True):
+        if size < k:
+            shortening = [*force.excluding, *(rule_id for rule_id, _, _ in force.caps)]
+            kept.unmet.extend(rule_id for rule_id in shortening[:_NAMED] if rule_id not in kept.unmet)
+    return told
+
+
+def _reached(groups: NDArray[np.int32], most: int) -> Bool:
+    """(B,) whether any group stands `most` times in its row (B, k)."""
+    if most == 1:
+        one: Bool = (groups >= 0).any(axis=1)
+        return one
+    same = (groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]
+    full: Bool = (same.sum(axis=2) >= most).any(axis=1)
+    return full
