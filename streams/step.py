@@ -6,11 +6,12 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from headrace.streams.busy import marked
 from headrace.streams.changelog import erased_key, user_key
 from headrace.streams.clock import EventClock
-from headrace.streams.decisions import arm_code
+from headrace.streams.decisions import arm_code, recommendation_bytes
 from headrace.streams.describe import Ask
 from headrace.streams.effects import Effects
 from headrace.streams.people import optout
@@ -27,7 +28,8 @@ from headrace.streams.records import (
     item_key,
     pack_transitions,
 )
-from headrace.streams.rules.personal import touch_cart
+from headrace.streams.rules.applied import watched_ms
+from headrace.streams.rules.personal import note_shown, touch_cart
 from headrace.streams.settings import NONE
 from headrace.streams.shadow import unanswered
 from headrace.streams.state import DecisionNotes, UserState, short_hash
@@ -97,6 +99,10 @@ class Step:
         if outcome is not None:
             self.records.append(marked(outcome, busy or private))
             self.effects.rewards[outcome.arm] += outcome.reward
+            if event.type == "impression":
+                named = recommendation_bytes(outcome.recommendation_id)
+                keys = next((d.keys for d in state.decisions() if d.recommendation == named), ())
+                self._shown(state, [keys[p] for p in outcome.positions if p < len(keys)], event.ts)
         if rule.history:
             self._remember(state, event, teaches=not busy and not private)
         else:
@@ -311,8 +317,16 @@ class Step:
         state.open(ask.recommendation, ts=ask.ts, arm=arm_code(ask.arm), keys=keys)
         if self.live.in_shadow and self.settings.decisions.assume_shown:
             state.note().decisions[ask.recommendation] = DecisionNotes(shadow=True, rewards={}, earned={})
+        if self.settings.decisions.assume_shown and not self.live.in_shadow:
+            self._shown(state, np.frombuffer(keys, np.uint64).tolist(), ask.ts)
         self.effects.open_change += 1
         self.close_beyond(state, ask.user_id)
+
+    def _shown(self, state: UserState, keys: list[int], ts: int) -> None:
+        """Where a rule says how often a user may be shown an item, it is remembered what he was shown."""
+        rules = self.engine.recommender.describer.rules
+        if within := watched_ms(rules, self.settings.placements, self.clock.now):
+            note_shown(state, keys, second=ts // 1000, since=(self.clock.now - within) // 1000)
 
     def close_beyond(self, state: UserState, user: str) -> None:
         """Closes the oldest decisions of a user who has too many open."""

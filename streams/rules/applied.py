@@ -3,7 +3,7 @@ became of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from headrace.policy.base import F32, I64, Bool
 from headrace.policy.constraints import Cap, Constraints, Pin, Quota
 from headrace.streams.rules.exposure import Exposure, Plan, Share
-from headrace.streams.rules.in_force import InForce
+from headrace.streams.rules.in_force import InForce, Rules
 from headrace.streams.rules.personal import shown_often
 from headrace.streams.state import UserState
 
@@ -88,6 +88,11 @@ def too_often(force: InForce, state: UserState, rows: dict[int, int], *, now: in
     return out
 
 
+def watched_ms(rules: Rules, placements: Iterable[str], now: int) -> int:
+    """How far back the frequency caps in force look; 0 where there are none."""
+    return max((within for name in placements for _, _, _, within in rules.at(name, now).frequency), default=0)
+
+
 def settle(bound: Bound, chosen: I64, sizes: Sequence[int], exposure: Exposure) -> list[Kept]:
     """What became of the rules, by decision; the accounts learn what was given.
 
@@ -126,8 +131,8 @@ def settle(bound: Bound, chosen: I64, sizes: Sequence[int], exposure: Exposure) 
 def _reached(groups: NDArray[np.int32], most: int) -> Bool:
     """(B,) whether any group stands `most` times in its row (B, k)."""
     if most == 1:
-        one: Bool = (groups >= 0).any(axis=1)
+        one: Bool = np.any(groups >= 0, axis=1)
         return one
     same = (groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]
-    full: Bool = (same.sum(axis=2) >= most).any(axis=1)
+    full: Bool = np.any(same.sum(axis=2) >= most, axis=1)
     return full

@@ -23,21 +23,15 @@ def touch_cart(state: UserState, key: int, *, what: Literal["", "add", "remove"]
         state.notes.cart.pop(key, None)
 
 
-def note_shown(state: UserState, keys: Iterable[int], *, second: int) -> None:
-    """The items were shown to the user at `second`."""
-    shows = state.note().shows
+def note_shown(state: UserState, keys: Iterable[int], *, second: int, since: int) -> None:
+    """The items were shown to the user at `second`; what was shown before the second `since` no rule asks for."""
+    notes = state.note()
+    shows = {key: kept for key, seconds in notes.shows.items() if (kept := [s for s in seconds if s >= since])}
+    notes.shows = shows
     for key in keys:
         shows[key] = [*shows.pop(key, ())[-TIMES + 1 :], second]
     while len(shows) > ITEMS_SHOWN:
         del shows[next(iter(shows))]
-
-
-def forget_shown(state: UserState, *, before: int) -> None:
-    """Drops what was shown before the second `before`: no rule asks for it any more."""
-    if state.notes is None or not state.notes.shows:
-        return
-    later = {key: kept for key, seconds in state.notes.shows.items() if (kept := [s for s in seconds if s >= before])}
-    state.notes.shows = later
 
 
 def shown_often(state: UserState, *, most: int, since: int) -> Iterator[int]:
