@@ -137,9 +137,9 @@ class Step:
             self._append(state, event, key)
 
     def _append(self, state: UserState, event: Event, key: int, *, generation: int = 0) -> None:
-        """To the history; what was passed on from another id comes late and goes where it belongs in time."""
+        """To the history. Where several ids have come together what comes late goes where it belongs in time."""
         code, window = self.engine.codes[event.type], self.settings.worker.history
-        put = state.append if event.via is None else state.insert
+        put = state.insert if event.via or merged_ids(state) else state.append
         if put(key, type_code=code, ts=event.ts, window=window, generation=generation):
             self.engine.recommender.evict(event.user_id)
 

@@ -91,6 +91,8 @@ class Identities:
             self._count("repeat")
             return
         alias = self.alias(user)
+        if alias is not None and self._ends(ask, alias):
+            alias = None
         if alias is None:
             if self._refused(ask):
                 self._count("refused")
@@ -101,10 +103,10 @@ class Identities:
                     else f"{ask.named} and {ask.user} are both known users: two users are not merged"
                 )
                 self.step.effects.refused.append((ask, said))
+            elif self._turned(ask):
+                self._route(MergeAsk(ask.into, user, ask.user, ask.named, True, ask.ts, ask.sent_ms))
             else:
                 self._move(ask)
-        elif user in ask.via or len(ask.via) >= _HOPS:
-            self._count("repeat")  # a ring: all of it is one user already
         else:
             self._route(msgspec.structs.replace(ask, user_id=alias.user_id, via=[*ask.via, user]))
 
@@ -113,7 +115,14 @@ class Identities:
         user, lapses = ask.user_id, self.step.engine.lapses
         if not lapses.known(user, self.step.state(user)):
             return False
-        return ask.known or (lapses.by_looks is None and user != ask.named)
+        if lapses.by_looks is not None:
+            return not lapses.by_looks(ask.into)
+        return ask.known or user != ask.named
+
+    def _turned(self, ask: MergeAsk) -> bool:
+        """Whether what was found is a user's and what it is to be is not: then it goes the other way."""
+        looks_anonymous = self.step.engine.lapses.by_looks
+        return looks_anonymous is not None and looks_anonymous(ask.into) and not looks_anonymous(ask.user_id)
 
     def _move(self, ask: MergeAsk) -> None:
         """The state leaves for the user's partition, with what is still to be answered; an alias stays."""
@@ -208,19 +217,28 @@ class Identities:
 
     def _pass_on(self, entry: Event | Request | Carried, alias: Alias) -> bool:
         """To whoever this id is now. False at the end of a ring: it stays here."""
-        user, via = entry.user_id, entry.via or []
-        if user in via:
-            ring = via[via.index(user) :]
-            if user == min(ring) or len(via) >= _HOPS:
-                self._drop(user)
-                self._count("ring")
-                return False
+        user = entry.user_id
+        if self._ends(entry, alias):
+            return False
         if not isinstance(entry, Carried):
             if self.step.erased_before(user) >= entry.ts:
                 return False  # counted as any late entry of an erased user
             if entry.ts > alias.at + self.step.engine.lapses.alias_ms // _TOLD_AGAIN:
                 self._alias(user, Alias(alias.user_id, entry.ts, alias.known))
-        self._route(msgspec.structs.replace(entry, user_id=alias.user_id, via=[*via, user]))
+        self._route(msgspec.structs.replace(entry, user_id=alias.user_id, via=[*(entry.via or ()), user]))
+        return True
+
+    def _ends(self, entry: Event | Request | Carried | MergeAsk, alias: Alias) -> bool:
+        """Whether the entry has gone round a ring of aliases and this is where the ring is opened."""
+        user, via = entry.user_id, entry.via or []
+        if user not in via:
+            return False
+        ring = via[len(via) - 1 - via[::-1].index(user) :]
+        round_again = [*ring, user][1] == alias.user_id  # else it was opened meanwhile, and leads elsewhere
+        if (user != min(ring) or not round_again) and len(via) < _HOPS:
+            return False
+        self._drop(user)
+        self._count("ring")
         return True
 
     def _route(self, entry: Entry) -> None:
