@@ -79,6 +79,10 @@ class Book:
     def __len__(self) -> int:
         return len(self._held)
 
+    def of(self, user_id: str) -> list[str]:
+        """Recommendation ids of the user's decisions that are held."""
+        return list(self._of_user.get(user_id, ()))
+
     def replay_from(self, otherwise: int) -> int:
         """The offset from which a new book must read to become this one; `otherwise` where nothing was opened."""
         first = self._window[0][1] if self._window else otherwise

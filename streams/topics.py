@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,6 +127,12 @@ def compacted(settings: Settings, name: str) -> bool:
     """Whether a topic keeps the last message of every key for ever: what it does not hold is then known to be gone."""
     topic = settings.topic(name)
     return _configs(kafka.admin(settings), [topic])[topic].get("cleanup.policy") == "compact"
+
+
+def configured(settings: Settings, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """{topic, without the prefix: Kafka's own settings of it, by their names there}."""
+    found = _configs(kafka.admin(settings), [settings.topic(name) for name in names])
+    return {name: found[settings.topic(name)] for name in names}
 
 
 def partitions(settings: Settings, name: str) -> int:

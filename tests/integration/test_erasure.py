@@ -1,7 +1,7 @@
 """Erasure to the last byte: whose id and texts lay in every folder of the broker is found in none of them, in time.
 
-The broker's segments and headrace's retention are as short as they can be; nothing is compressed, so what is on disk can
-be searched as it lies.
+The broker's segments and headrace's retention are as short as they can be; nothing is compressed, so what is on disk
+can be searched as it lies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from headrace.simulation.tally import counted, progress
 from headrace.streams import kafka, topics
 from headrace.streams.broker import Broker
+from headrace.streams.people import erasure, subject
 from headrace.streams.records import Item, encode
 from headrace.streams.settings import Settings
 from headrace.streams.supervise import Supervisor
@@ -38,7 +39,7 @@ _PROMPT = {
     "log.segment.delete.delay.ms": "100",
     "compression.type": "uncompressed",
 }
-EVE, BOB = 'Zoë "O\'Brien"\\🦆/42', "bob-the-witness"
+EVE, ANONYMOUS, BOB = 'Zoë "O\'Brien"\\🦆/42', "cookie-éve-7", "bob-the-witness"
 TEXT = 'Geschenk für Großmutter — "rosa" \\ 🎁 zebrafink'
 HIS_TEXT = "bobs lawnmower"
 
@@ -64,7 +65,7 @@ class System:
         return {"event_id": f"e{self.number}", "user_id": user, "type": kind, "ts": now, **fields}
 
     def found(self, *needles: str) -> dict[str, int]:
-        """{folder or file: how often the needles lie in it}, in every byte under the broker's and headrace's folders."""
+        """{folder or file: how often the needles lie in it}, in every byte under the broker's and headrace's."""
         wanted = {form for needle in needles for form in forms(needle)}
         places: defaultdict[str, int] = defaultdict(int)
         for path in self.folder.rglob("*"):
@@ -144,9 +145,42 @@ def visit(system: System, user: str, text: str) -> None:
     system.send("requests", user, request)
 
 
-def test_not_a_byte_of_an_erased_user_is_left(system: System, wait_for: WaitFor) -> None:
+def test_everything_that_is_held_about_a_user_is_told(system: System, wait_for: WaitFor) -> None:
+    """And a `headrace erase` ends it. Whoever was never heard of is held nowhere."""
     fill_the_catalogue(system.settings)
-    for user, text in ((EVE, TEXT), (BOB, HIS_TEXT)):
+    ann = "ann/ä"
+    visit(system, ann, "a green kettle")
+
+    def all_of_it() -> dict[str, Any] | None:
+        """Once his request is answered and his events are in his history."""
+        found = subject.describe(system.settings, ann)
+        slates = found["records"]["recommendations"]["content"]
+        answered = any(slate["value"]["trigger"]["kind"] == "request" for slate in slates)
+        return found if answered and len(found["states"][ann]["history"]) == 4 else None
+
+    told = wait_for(all_of_it, 60)
+    state = told["states"][ann]
+    assert [(e["type"], e.get("item_id"), e.get("title")) for e in state["history"][:1]] == [("view", "i3", "Item 3")]
+    assert {"text": "as a vector"}.items() <= state["history"][1].items()
+    assert len(state["open_decisions"]) == len(told["learner"]["decisions"]) > 0
+    assert all(told["records"][topic]["count"] for topic in ("interactions", "transitions", "dead-letters"))
+    dead = told["records"]["dead-letters"]["content"][0]
+    assert "a green kettle" in dead["value"] and dead["reason"].startswith("time:")
+    lines = "\n".join(subject.as_lines(told))
+    assert "view             i3 (Item 3)" in lines and "leaves by" in lines
+    assert json.loads(json.dumps(told))["held"]
+
+    nobody = subject.describe(system.settings, "never heard of")
+    assert subject.as_lines(nobody) == ["nothing is held about never heard of"]
+
+    said = list(erasure.erase(system.settings, ann, wait_s=30))
+    assert said[1].startswith("done:")
+    after = subject.describe(system.settings, ann)
+    assert after["states"] == {} and after["learner"]["decisions"] == [] and after["erased_until"]
+
+
+def test_not_a_byte_of_an_erased_user_is_left(system: System, wait_for: WaitFor) -> None:
+    for user, text in ((EVE, TEXT), (ANONYMOUS, TEXT), (BOB, HIS_TEXT)):
         visit(system, user, text)
     held = {"events-0", "requests-0", "interactions-", "recommendations-", "transitions-0", "dead-letters-0"}
     held = {f"broker/data/x.{name}" for name in held | {"users-changelog-"}}
@@ -155,9 +189,15 @@ def test_not_a_byte_of_an_erased_user_is_left(system: System, wait_for: WaitFor)
     texts = system.found(TEXT)
     assert {"broker/data/x.events-0", "broker/data/x.dead-letters-0"} <= texts.keys()
 
+    now = int(time.time() * 1000)
+    system.send("identities", EVE, {"user_id": EVE, "anonymous_id": ANONYMOUS, "ts": now})
+    wait_for(lambda: counted(progress(system.settings), "merged", of="identities") == 1)
+    wait_for(lambda: ANONYMOUS in subject.describe(system.settings, EVE)["states"][EVE]["merged"])
+    done = counted(progress(system.settings), "applied", of="erasures")
+
     sent, erased_at = time.monotonic(), int(time.time() * 1000)
     system.send("erasures", EVE, {"user_id": EVE, "ts": erased_at})
-    wait_for(lambda: counted(progress(system.settings), "applied", of="erasures") == 1)
+    wait_for(lambda: counted(progress(system.settings), "applied", of="erasures") > done)
     assert time.monotonic() - sent < 60, "his state is to be gone within a minute"
     system.send("erasures", EVE, None)  # the shop's own: its topic holds the key until it writes this
     let_time_pass(system.settings)
@@ -168,11 +208,11 @@ def test_not_a_byte_of_an_erased_user_is_left(system: System, wait_for: WaitFor)
         system.send("erasures", "nobody", {"user_id": "nobody", "ts": erased_at})
         system.send("events", BOB, system.event(BOB, "search", text=HIS_TEXT))
         time.sleep(0.2)
-        return not system.found(EVE, TEXT)
+        return not system.found(EVE, ANONYMOUS, TEXT)
 
     deadline = time.monotonic() + 20
     while not gone():
-        assert time.monotonic() < deadline, f"still there: {system.found(EVE, TEXT)}"
+        assert time.monotonic() < deadline, f"still there: {system.found(EVE, ANONYMOUS, TEXT)}"
     witness = system.found(BOB, HIS_TEXT)
     assert any(f.startswith("broker/data/x.users-changelog-") for f in witness), witness
     assert not [line for line in system.said if any(form in line.encode() for form in forms(EVE) | forms(TEXT))]
