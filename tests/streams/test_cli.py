@@ -40,7 +40,7 @@ def test_alone_it_lists_its_commands(headrace):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["serve"], "No such command 'serve'; see `headrace --help`"),
+        (["fly"], "No such command 'fly'; see `headrace --help`"),
         (["topics"], "Missing command; see `headrace topics --help`"),
         (["run", "--rolle", "worker"], "No such option: --rolle"),
         (
