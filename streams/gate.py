@@ -160,6 +160,7 @@ class GatePart:
         for record in message.records:
             if (
                 isinstance(record, Opened)
+                and not record.restricted
                 and (record.arm, record.policy) == (_GUARDED, self.champion)
                 and 0 < len(record.propensities) == 8 * len(record.slate)
             ):

@@ -181,6 +181,7 @@ class Recommender:
             query.items[i][mask].astype(np.float16).tobytes() if full else b"",
             query.scalars[i][mask].tobytes() if full else b"",
             encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
+            restricted=bound.restricts_first(i),
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
 

@@ -197,6 +197,7 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     rules_at: int = -1  # offset in `rules` up to which rules were known
     constraints: bytes = b""  # where `all_items` is there and rules bound: what they came to (rules/logged.py)
     shadow: bool = False  # it went to the side topic: nobody saw it unless the shop says so
+    restricted: bool = False  # rules chose what the first position could hold: it does not tell the candidates' number
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):

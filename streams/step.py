@@ -257,8 +257,9 @@ class Step:
             opened = marked(decision.opened, busy)
             self.records.append(msgspec.structs.replace(opened, shadow=True) if self.live.in_shadow else opened)
             self.effects.propensities.extend((ask.arm, p) for p in decision.propensities)
-            self.effects.calibration[ask.arm, "expected"] += decision.choices
-            self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]
+            if not decision.opened.restricted:
+                self.effects.calibration[ask.arm, "expected"] += decision.choices
+                self.effects.calibration[ask.arm, "observed"] += 1 / decision.propensities[0]
             self.counts["decisions", ask.arm, decision.policy] += 1
             self._open(ask, decision.keys)
 

@@ -29,6 +29,10 @@ class Bound:
     constraints: Constraints | None
     plans: list[list[Plan]]  # by decision, then by share in force
 
+    def restricts_first(self, i: int) -> bool:
+        """Whether the first position of a decision may be drawn from less than all of its candidates."""
+        return bool(self.force.pins) or any(plan.least >= self.ks[i] for plan in self.plans[i])
+
     def take(self, members: list[int]) -> Bound:
         constraints = None if self.constraints is None else self.constraints.take(members)
         plans = [self.plans[i] for i in members]
