@@ -31,6 +31,7 @@ _A0 = _B0 = 6.0  # prior of the noise: Riquelme et al., appendix A
 _CHUNK = 4096  # examples of the memory in one product
 _TRUNK = "trunk."
 _LARGEST_SCALE = 4.0  # of a unit, after one training
+_LONGEST = 16.0  # of a unit's output weights, after any number of them: they begin at .35
 _TRAINING = "headrace.policy.trunk_training"
 
 
@@ -136,12 +137,14 @@ class NeuralLinear(Ranking):
         Rows not `counted` are of nobody any more.
 
         A unit had its share before training. One that lost nearly all of it hardly fires any more, and stays small:
-        with a full share on average it would be huge where it does fire.
+        with a full share on average it would be huge where it does fire. It stays so however often that happens.
         """
         rows = z if counted is None or counted.all() or not counted.any() else z[counted]
         size = np.sqrt(np.square(rows, dtype=np.float64).mean(axis=0))
         scale = np.minimum(1 / np.maximum(size, 1e-6) / np.sqrt(trunk.OUT), _LARGEST_SCALE).astype(np.float32)
         scale[size <= 1e-6] = 1.0
+        length = np.sqrt(np.square(self._trunk["out"]).sum(axis=1) + np.square(self._trunk["out_bias"]))
+        scale = np.minimum(scale, np.float32(_LONGEST) / np.maximum(length, np.float32(1e-6)))
         self._trunk["out"] *= scale[:, None]
         self._trunk["out_bias"] *= scale
         z *= scale

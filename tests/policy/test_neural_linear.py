@@ -218,3 +218,12 @@ def test_a_unit_that_hardly_fires_stays_small() -> None:
     assert z[0, 3] < 0.1 and not z[:, 5].any()
     assert np.abs(policy._trunk["out"][3]).max() <= 4 * np.abs(before[3]).max()
     np.testing.assert_array_equal(policy._trunk["out"][5], before[5])
+
+
+def test_a_unit_that_hardly_fires_stays_small_however_often_it_is_trained() -> None:
+    policy = NeuralLinear(dim=4, contexts=0)
+    for _ in range(10):
+        z = np.full((1_000, trunk.OUT), 0.25, np.float32)
+        z[:, 3], z[0, 3] = 0, 0.01
+        policy._scale_trunk(z)
+    assert np.linalg.norm(policy._trunk["out"][3]) < 16.01
