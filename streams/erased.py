@@ -1,4 +1,4 @@
-"""Who asked to be forgotten, for commands that read a log: the worker's own rule, over the log instead of a state.
+"""Who asked to be forgotten, or wants no profiling, for commands that read a log: the worker's own rule, over the log instead of a state.
 
 What a user did up to the time of the erasure is left out; what comes after it is a new user's.
 """
@@ -14,8 +14,9 @@ from headrace.streams import kafka
 from headrace.streams.changelog import ERASED
 from headrace.streams.errors import HeadraceError
 from headrace.streams.messages import Decoder, Rejection
+from headrace.streams.people.optout import refused
 from headrace.streams.settings import Settings
-from headrace.streams.state import short_hash
+from headrace.streams.state import UserState, short_hash
 
 _FOREVER = 2**63 - 1
 
@@ -53,17 +54,27 @@ class Erased:
     def read_topics(self, settings: Settings) -> None:
         """All of `erasures`, and what the workers remember of those that the topic holds no more.
 
-        A worker's changelog keeps a hash and a time of every erasure, also where the shop has overwritten its message.
-        Raises Fatal where a topic is missing.
+        A worker's changelog keeps a hash and a time of every erasure, also where the shop has overwritten its message,
+        and who wants no profiling: nothing of them is read either. Raises Fatal where a topic is missing.
         """
         self.read_messages(settings)
+        private: dict[bytes, list[str]] = {}  # by changelog key: the user and the ids that were merged into him
 
         def on_change(message: kafka.Message) -> None:
             key, value = message.key() or b"", message.value()
             if key.startswith(ERASED) and value:
                 self._add(int.from_bytes(key[len(ERASED) :], "little"), int.from_bytes(value, "little"))
+            elif key.startswith(b"u"):
+                state = UserState.unpack(value) if value else None
+                if state is not None and state.notes is not None and refused(state):
+                    private[key] = [key[1:].decode(), *state.notes.merged]
+                else:
+                    private.pop(key, None)
 
         kafka.read_to_end(settings, settings.topic("users-changelog"), on_change)
+        for names in private.values():
+            for name in names:
+                self.add(name)
 
     def read_messages(self, settings: Settings) -> None:
         """All of `erasures`. Raises Fatal where the topic is missing."""

@@ -22,6 +22,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from headrace.simulation.tally import counted, progress
 from headrace.streams import kafka, topics
 from headrace.streams.broker import Broker
+from headrace.streams.erased import Erased
 from headrace.streams.people import erasure, subject
 from headrace.streams.records import Item, encode
 from headrace.streams.settings import Settings
@@ -225,3 +226,19 @@ def test_who_comes_back_is_a_new_user(system: System, wait_for: WaitFor) -> None
     system.send("events", EVE, system.event(EVE, "view", item_id="i5"))
     wait_for(lambda: counted(progress(system.settings), "applied") > before)
     wait_for(lambda: any("users-changelog" in place for place in system.found(EVE)))
+
+
+def test_who_wants_no_profiling_is_left_out_of_training_too(system: System, wait_for: WaitFor) -> None:
+    system.send("events", BOB, system.event(BOB, "dismiss", text="profiling"))
+
+    def left_out() -> bool:
+        users = Erased()
+        users.read_topics(system.settings)
+        return users.covers(BOB, int(time.time() * 1000))
+
+    wait_for(left_out)
+    told = subject.describe(system.settings, BOB)["states"][BOB]
+    assert told["no_profiling"] and not told["history"]
+
+    system.send("events", BOB, system.event(BOB, "like", text="profiling"))
+    wait_for(lambda: not left_out())
