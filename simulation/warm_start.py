@@ -1,15 +1,18 @@
 """Warm start: a policy fitted from a log that knows nothing of slates or propensities.
 
 The log runs through the engine that serves, micro-batch by micro-batch. Where a decision would be taken the candidates
-and their features are those it would have seen then, and the item that the user went to next is one of them. It is the
-positive (reward 1); `NEGATIVES` other candidates stand for all others (reward 0, each weighing as many as it stands
+and their features are those it would have had then. Those that the user went to next, one or several at one time, are
+positives (reward 1); `NEGATIVES` other candidates stand for all others (reward 0, each weighing as many as it stands
 for). So a score begins as the chance that this candidate, of all that would be offered, is what the user goes to next.
+What he went to is not put among the candidates where it was not drawn: most candidates are drawn for being popular or
+near, most that is put in is neither, and a policy would learn that popular and near items are not what users want.
+A user's first step is a lesson too, with the empty history that he had: so does a visitor of the first day look.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from headrace.policy.base import Examples, Policy
 from headrace.policy.behaviour import WEIGHTS
 from headrace.simulation.loop import Models
-from headrace.streams.describe import Ask, Describer
+from headrace.streams.describe import Ask
 from headrace.streams.engine import Engine
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
@@ -31,6 +34,7 @@ from headrace.streams.rules.exposure import Exposure
 from headrace.streams.settings import Arms, Gate, Settings
 from headrace.streams.settings import Policy as PolicySettings
 from headrace.streams.start import Parts
+from headrace.streams.state import UserState, short_hash
 from headrace.streams.vectors import content_hash, fused, projected, text_of
 from headrace.streams.versions import arrays_of
 
@@ -38,6 +42,7 @@ NEGATIVES = 8  # a decision
 EVIDENCE = 0.1  # what a lesson of the log weighs beside one of a slate that was shown
 _BATCH = 32  # events of a micro-batch
 _LEARNED_AT_ONCE = 256  # lessons
+_BASKET = 8  # items of one time that are learned from together, at most
 _ANY_AGE_MS = 10**13  # a log may be sparse: every event may bring a decision
 
 
@@ -95,6 +100,7 @@ def warm(
     offset = 0
     for first in range(0, len(log), _BATCH):
         batch = log[first : first + _BATCH]
+        teacher.welcome(batch, fed=first)
         teacher.fed = first + len(batch)
         feed(batch, offset, tick=True)
         offset += 1
@@ -123,61 +129,64 @@ def item_records(settings: Settings, items: Sequence[ShopItem], models: Models) 
     return records
 
 
-class _WithTheNext(Describer):
-    """Also puts the item that the user goes to next among the candidates, in the last place where it is not there."""
-
-    next_of: Callable[[str], int]
-
-    def drawn(self, asks: Sequence[Ask], *args: Any, **known: Any) -> tuple[Any, Any]:
-        rows, mask = super().drawn(asks, *args, **known)
-        for i, ask in enumerate(asks):
-            row = self.next_of(ask.user_id)
-            if row >= 0 and not (rows[i][mask[i]] == row).any():
-                rows[i, -1], mask[i, -1] = row, True
-        return rows, mask
-
-
 class _Teacher(Recommender):
     """Takes no decision: where one is due, it teaches which of the candidates the user went to next."""
 
-    describing = _WithTheNext
     fed = 0  # events of the log that the engine has been given, this record's too
     lessons = 0
 
     def look_ahead(self, settings: Settings, log: Sequence[Event], policy: Policy) -> None:
-        assert isinstance(self.describer, _WithTheNext)
-        self.describer.next_of = self._next
         self._policy = policy
-        self._coming: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (place in the log, row), latest last
+        self._coming: dict[str, list[tuple[int, int, int]]] = defaultdict(list)  # (place in the log, ts, row)
+        self._met: set[str] = set()
         self._taught: list[dict[str, NDArray[Any]]] = []
         for place in range(len(log) - 1, -1, -1):
             event = log[place]
             wanted = settings.event_types[event.type].history and WEIGHTS.get(event.type, 1.0) > 0
             row = self.items.rows.get(item_key(event.item_id)) if event.item_id and wanted else None
             if row is not None:
-                self._coming[event.user_id].append((place, row))
+                self._coming[event.user_id].append((place, event.ts, row))
 
-    def _next(self, user: str) -> int:
-        """The row of the item that the user goes to next; -1 where the log does not say."""
+    def _next(self, user: str) -> list[int]:
+        """Rows of what the user goes to next, all that he takes at one time; empty where the log does not say."""
         coming = self._coming.get(user, [])
         while coming and coming[-1][0] < self.fed:
             coming.pop()
-        return coming[-1][1] if coming else -1
+        basket = [row for _, ts, row in coming[: -_BASKET - 1 : -1] if ts == coming[-1][1]]
+        return list(dict.fromkeys(basket))
+
+    def welcome(self, batch: Sequence[Event], *, fed: int) -> None:
+        """A lesson from each user of the batch whom the log has not told of before."""
+        self.fed = fed
+        first = {event.user_id: event for event in reversed(batch) if event.user_id not in self._met}
+        self._met.update(first)
+        asks = [
+            Ask(
+                user_id=user, state=UserState(), arm="popular", trigger_kind="event", trigger_id=event.event_id,
+                ts=event.ts, sent_ms=event.ts, placement="default", context=event.context or {}, recommendation=b"",
+                stream=short_hash("welcome", user), request=None,
+            )
+            for user, event in first.items()
+        ]  # fmt: skip
+        if asks:
+            self.decide(asks, now=batch[-1].ts)
+            for user in first:
+                self.evict(user)
 
     def _choose(self, table: Any, exposure: Exposure) -> list[Decision | None]:
         query = table.query
         for i, ask in enumerate(table.asks):
-            row = self._next(ask.user_id)
+            rows = self._next(ask.user_id)
             there = np.flatnonzero(query.mask[i])
-            if row < 0 or len(there) < 2:
+            taken = np.isin(table.rows[i, there], rows)
+            positive, others = there[taken], there[~taken]
+            if not len(rows) or not len(others):
                 continue
-            positive = there[table.rows[i, there] == row][:1]
-            others = there[table.rows[i, there] != row]
             random = np.random.Generator(np.random.Philox(key=[ask.stream, self.lessons]))
             negatives = random.choice(others, size=min(NEGATIVES, len(others)), replace=False)
             chosen = np.concatenate([positive, negatives])
             weights = np.full(len(chosen), EVIDENCE * len(others) / len(negatives))
-            weights[0] = EVIDENCE
+            weights[: len(positive)] = EVIDENCE
             n = len(chosen)
             self._taught.append(
                 {
@@ -185,11 +194,11 @@ class _Teacher(Recommender):
                     "contexts": np.repeat(query.contexts[i : i + 1], n, axis=0),
                     "items": query.items[i, chosen].astype(np.float16).astype(np.float32),
                     "scalars": query.scalars[i, chosen],
-                    "rewards": (np.arange(n) == 0).astype(np.float64),
+                    "rewards": (np.arange(n) < len(positive)).astype(np.float64),
                     "weights": weights,
                 }
             )
-            self.lessons += 1
+            self.lessons += len(positive)
         if len(self._taught) >= _LEARNED_AT_ONCE:
             self.teach()
         return [None] * len(table.asks)
