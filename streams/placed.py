@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from headrace.streams.settings import Settings
 
 _OWN = "policy"  # the arm that a placement's policy is for
@@ -40,8 +37,3 @@ class Placed:
     def compared(self, number: int) -> bool:
         """Whether decisions there tell arms apart: every arm decides there, with what it runs everywhere."""
         return number in self._compared
-
-    def penalty(self, placement: str, decisions: int) -> NDArray[np.float32] | None:
-        """`Constraints.penalty` (B,) of so many decisions at a placement; None where it wants no diversity."""
-        wanted = self._placements[placement].diversity
-        return np.full(decisions, wanted, np.float32) if wanted else None
