@@ -206,6 +206,7 @@ def measured(seeds: int, rounds: int) -> Figures:
     for seed in range(1, seeds + 1):
         opposite = tastes(seed)
         note("device_best", float(np.mean([best(row) for row in opposite])))
+        note("device_blind", best(opposite.mean(axis=0)))
         note("device_random", float(device(seed, rounds // 4, name="random").mean()))
         note("device_without", float(device(seed, rounds, field=False)[last].mean()))
         note("device_with", float(device(seed, rounds)[last].mean()))
@@ -244,6 +245,7 @@ def section(f: Figures) -> str:
         "|---|---|---|",
         row("slates at random", f["device_random"], f["device_best"]),
         row("`neural_linear`, the field not declared", f["device_without"], f["device_best"]),
+        row("the best slate that knows no device", f["device_blind"], f["device_best"]),
         row("`neural_linear`, as shipped", f["device_with"], f["device_best"]),
         row("`neural_linear`, `policy.outer`", f["device_outer"], f["device_best"]),
         row("the best slate of the catalogue", f["device_best"], f["device_best"]),
@@ -251,14 +253,21 @@ def section(f: Figures) -> str:
         "| two placements, one policy | expected clicks an item shown | of the best slate |",
         "|---|---|---|",
         *(row(f"opposite tastes: {place}", f[f"apart_{place}"], f["device_best"]) for place in PLACES),
-        row(f"one visitor in ten, all {f['small']:,}: with the large one", f["together_shared"], f["together_best"]),
+        row("one visitor in ten, all of them: with the large one", f["together_shared"], f["together_best"]),
         row("the same visitors, alone", f["together_alone"], f["together_best"]),
         "",
         f"Sharing gives the small placement {', '.join(quarters)} times what it has alone in the four quarters of its",
-        "visits: what is learned elsewhere counts while it has seen little of its own.\n",
+        f"visits, which are some {f['small']:,}: what is learned elsewhere counts while it has seen little of its own."
+        f" By seed {_ratios(f, 'together_shared', 'together_alone')} times over all its visits; the field is worth"
+        f" {_ratios(f, 'device_with', 'device_without')} times by seed.\n",
     ]
     m = f["machine"]
     return "\n".join([*lines, f"{m['cpu']}, {m['cores']} cores, commit {m['commit']}.\n"])
+
+
+def _ratios(f: Figures, one: str, other: str) -> str:
+    pairs = zip(f[f"{one}_each"], f[f"{other}_each"], strict=True)
+    return ", ".join(f"{a / b:.2f}" for a, b in pairs)
 
 
 _INTRODUCTION = """\

@@ -120,6 +120,7 @@ SECTIONS = {
     "texts": _written_by("texts"),
     "hot_swap": _written_by("hot_swap"),
     "cold_items": _written_by("cold_items"),
+    "placements": _written_by("placements"),
 }
 
 _STANDARD = """\
