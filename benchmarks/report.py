@@ -119,6 +119,7 @@ SECTIONS = {
     "user_forms": _written_by("user_forms"),
     "texts": _written_by("texts"),
     "hot_swap": _written_by("hot_swap"),
+    "erasure": _written_by("erasure"),
     "cold_items": _written_by("cold_items"),
     "placements": _written_by("placements"),
 }
