@@ -113,6 +113,7 @@ SECTIONS = {
     "contamination": _written_by("contamination"),
     "safety": _written_by("safety"),
     "warm_start": _written_by("warm_start"),
+    "day_one": _written_by("day_one"),
     "user_encoder": _written_by("user_encoder"),
     "retrieval": _written_by("retrieval"),
     "next_item": _written_by("next_item"),
