@@ -19,6 +19,7 @@ from headrace.streams.insight.bias_log import F64, I64, Bool, Shelf, Slots
 Figures = dict[str, Any]
 _LARGEST = 12  # groups of a kind told one by one
 _FAR = 1.5  # times as much as its worth, above the interval: told as a finding
+_TOLD = 12  # findings about groups
 _ENOUGH = 200  # shown slots below which a group is no finding
 _DAY_MS = 86_400_000
 
@@ -223,32 +224,33 @@ def _ranks(values: NDArray[Any]) -> F64:
 
 
 def _findings(f: Figures) -> list[str]:
-    """What stands out, in words."""
-    said = []
+    """What stands out, in words: the farthest off first."""
+    said: list[tuple[float, str]] = []
     for kind, rows in f["groups"].items():
         for row in rows:
             times, low, high = row["shown_times"], row["worth_low"], row["worth_high"]
             if times is None or low is None or high is None:
                 continue
-            name = f"{row['name']}" if kind in ("new items", "popularity") else f"{kind} {row['name']}"
+            name = row["name"] if kind in ("new items", "popularity") else f"{kind} {row['name']}"
             if row["slots"] >= _ENOUGH and times > _FAR * high:
-                what = "more often than clicks on it warrant"
+                what, off = "more often than clicks on it warrant", times / high
             elif times * _FAR < low:
-                what = "less often than clicks on it warrant"
+                what, off = "less often than clicks on it warrant", low / max(times, 1e-3)
             else:
                 continue
-            said.append(
+            line = (
                 f"{name}: shown {times:.2f} times its share of the catalogue; drawn at random it gets"
                 f" {row['worth_times']:.2f} ({low:.2f} to {high:.2f}) times the clicks of all items: {what}"
             )
+            said.append((off, line))
+    told = [line for _, line in sorted(said, reverse=True)[:_TOLD]]
     places = [row for row in f["positions"] if row["examination"] is not None]
     if len(places) > 1 and places[-1]["examination"] < 0.8:
-        said.append(
+        told.append(
             f"position {places[-1]['position'] + 1} is looked at {places[-1]['examination']:.2f} times as often as the"
             " first: clicks there count for more than they seem"
         )
-    said.sort(key=lambda line: line.startswith("position"))
-    return said
+    return told
 
 
 def _share(slots: Slots, mine: Bool, codes: I64, names: Sequence[str]) -> float:
