@@ -65,6 +65,9 @@ def _by_arm(settings: Settings, records: dict[str, PolicyVersion]) -> dict[str, 
         arms[name].append(arm)
     for name in settings.live.shadow:
         arms[name].append(SHADOW)
+    for placement, placed in settings.placements.items():
+        if placed.policy:
+            arms[placed.policy].append(f"policy@{placement}")  # what the arm runs there alone
     return dict(arms)
 
 

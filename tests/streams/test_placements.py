@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from headrace.policy.behaviour import CoOccurrence, behaviour
+from headrace.streams import overview
 from headrace.streams.engine import Engine
 from headrace.streams.learning import Learning
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
-from headrace.streams.records import Opened, item_key
+from headrace.streams.records import Command, Opened, item_key
 from headrace.streams.settings import Settings
 from headrace.streams.versions import arrays_of, version_of
 from tests.engine import ITEMS, T0, Log, event, ids, request
@@ -140,6 +141,18 @@ def test_arms_are_compared_where_all_of_them_decide_with_what_they_run_everywher
     assert learning.gate.values()["policy"] == ((100, 1.0) if counted else (0, 0.0))
     learn(learning, policy="linucb", placement="default", first=100)
     assert learning.gate.values()["policy"][0] == (200 if counted else 100)
+
+
+def test_what_serves_at_a_placement_is_listed_and_can_be_frozen():
+    settings = settings_of(policy="lints")
+    assert overview._by_arm(settings, {}) == {
+        "linucb": ["policy"], "popular": ["popular"], "lints": ["policy@home"],
+    }  # fmt: skip
+    learning = Learning(settings, dim=DIM)
+    learn(learning)
+    learning.gate.wants(Command("c-1", "freeze", "lints", "me", "a test", 1), 0)
+    learn(learning, first=100)
+    assert "lints" in learning.gate.frozen
 
 
 # -- what is learned --------------------------------------------------------------------------------------------------
