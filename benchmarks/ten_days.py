@@ -146,8 +146,8 @@ def section(f: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## Ten days of new ids\n",
-            f"{f['ids_a_day']:,} new anonymous ids a day into one partition's engine, forgotten after a day; slates for",
-            "one in ten thousand, merges of one in a thousand ([bounds](bounds.md), `benchmarks/ten_days.py`).\n",
+            f"{f['ids_a_day']:,} new anonymous ids a day into one partition's engine, forgotten after a day; slates",
+            "for one in ten thousand, merges of one in a thousand ([bounds](bounds.md), `benchmarks/ten_days.py`).\n",
             *table,
             "",
             f"Growth of memory from day to day, the last {len(f['growth_percent_a_day'])}: {growth}; a day in the mean"
