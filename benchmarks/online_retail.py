@@ -55,6 +55,7 @@ def settings_of(data_dir: str, address: str, *, shelf: str, encoder: str) -> Set
         ingest={"batch_bytes": 65_536},  # about 600 lines: an invoice is seldom cut in two
         worker={"max_trigger_age": "400d", "busy_within": "0s", "history": _HISTORY, "pending": 4},
         event_types={"purchase": {"reward": 1.0, "consumes": True, "window": "90d"}},
+        identities={"anonymous_ttl": 0},  # its customers come back after months
         decisions={"assume_shown": True},
         consumed={"default": "keep" if shelf == "home" else "exclude", "cap": 300 if shelf == "home" else 1_000},
         policy={"name": "lints", "alpha": 0.01, "draws": 2, "floor": 0.003, "ridge": 1000.0},

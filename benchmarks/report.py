@@ -101,6 +101,8 @@ SECTIONS = {
     "standard_load": standard_load,
     "online_retail": _written_by("online_retail"),
     "worker_memory": worker_memory,
+    "ten_days": _written_by("ten_days"),
+    "merges": _written_by("merges"),
     "policy_speed": _written_by("policy_speed"),
     "exactness": _written_by("exactness"),
     "bandit_peers": _written_by("bandit_peers"),
