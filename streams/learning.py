@@ -79,7 +79,7 @@ class Learning:
         if settings.learner.learn_from == "own":
             own = partial(_own, settings, Placed(settings))
             self._own = {name: partial(own, name) for name in made if name in arms}  # in shadow: from all
-        self.behaviour = BehaviourParts()
+        self.behaviour = BehaviourParts(popular_half_life_ms=settings.learner.popular_half_life)
         if start is not None:
             self.behaviour.begin(start.behaviour)
         self.gate = GatePart(settings)

@@ -141,9 +141,9 @@ class PolicyPart:
 class BehaviourParts:
     """Popularity and co-occurrence, published a few shards in turn. `_slots`: up to which offset each is published."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, popular_half_life_ms: int) -> None:
         self.models: dict[str, Popularity | CoOccurrence] = {
-            "popularity": Popularity(shards=16),
+            "popularity": Popularity(half_life_ms=popular_half_life_ms, shards=16),
             "co_occurrence": CoOccurrence(shards=64),
         }
         counts = {"popularity": 16, "co_occurrence": 64}

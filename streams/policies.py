@@ -74,7 +74,7 @@ class Policies:
         self.placed = Placed(settings)
         for name in {*self._by_arm.values(), *self.placed.policies, *settings.live.shadow, "popular"} - {NONE}:
             self._served[name] = Served(name, 0, self._make(name, dim))
-        self._popularity = Popularity()
+        self._popularity = Popularity(half_life_ms=settings.learner.popular_half_life)
         self._pairs = CoOccurrence()
         self._behaviour_version = 0
         self._pool: NDArray[np.int64] | None = None

@@ -209,6 +209,7 @@ class Learner(Section):
     keep_versions: Duration = duration_ms("1d")
     learn_from: Literal["all", "own"] = "all"  # whose decisions a policy learns from: every arm's, or its own arms'
     outstanding: bool = True  # rewards still to come are allowed for: see docs/rewards.md
+    popular_half_life: Annotated[Duration, Field(ge=60_000)] = duration_ms("7d")  # of what counts as popular
     position_weights: bool = False  # weights by how much a position is looked at, instead of the feature `place`
 
 
