@@ -110,11 +110,12 @@ def first_invoices(invoices: list[Invoice]) -> list[Invoice]:
 
 
 def settings_of(policy: str, shelf: str, arm: str, folder: Path | None = None) -> Settings:
-    """A wholesaler's: an invoice of hundreds of lines is no crawler. On day one little is explored."""
+    """A wholesaler's: a long invoice is no crawler, sales change slowly. Little is explored at first."""
     return Settings(
         policy={"name": policy, "start": str(folder or ""), "floor": FLOOR},
         arms={"shares": {arm: 1.0}},
         worker={"busy_within": "0s"},
+        learner={"popular_half_life": "365d"},
         event_types={"purchase": {"reward": 1.0, "consumes": True, "window": "90d"}},
         consumed={"default": "keep" if shelf == "again" else "exclude", "cap": 1_000},
     )
@@ -229,7 +230,8 @@ def section(f: dict[str, Any]) -> str:
         "## Day one\n",
         f"{f['policy']} from `headrace train --log` on {f['log_days']} days of Online Retail II"
         f" ({again['log_events']:,} events without slates or propensities), before it has learned from any slate: first"
-        f" slates of ten for customers who buy within the next 30 days, floor {f['floor']} (`benchmarks/day_one.py`)."
+        f" slates of ten for customers who buy within the next 30 days, floor {f['floor']}, popularity all but without"
+        " forgetting (`benchmarks/day_one.py`)."
         " Shares of customers whose slate held something of their next invoice, and of that invoice's lines;"
         " *bestsellers* are the ten items sold most, which explore nothing. The last column: lines over bestsellers',"
         " 95 % interval over customers.\n",
