@@ -15,7 +15,7 @@ from headrace.streams.shares import Shares
 class Live:
     def __init__(self, settings: Settings) -> None:
         self._begun: str = settings.live.mode
-        self.mode = self._begun
+        self.mode: str = settings.live.mode
         self.shares = Shares(settings.arms.shares, settings.arms.salt)
         self.holdout = frozenset(arm for arm in settings.arms.shares if policy_of_arm(settings, arm) == NONE)
 
