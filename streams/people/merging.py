@@ -18,6 +18,8 @@ def absorb(state: UserState, other: UserState, *, user: str, sent_as: str, setti
 
     More than `worker.pending` decisions may be open afterwards: the caller closes the oldest.
     """
+    if _seen_by(state, user) & _seen_by(other, sent_as):
+        _drop_repeats(other, beside=state)
     _history(state, other, window=settings.worker.history)
     _pending(state, other)
     theirs = other.notes or Notes()
@@ -43,6 +45,25 @@ def absorb(state: UserState, other: UserState, *, user: str, sent_as: str, setti
     ids = [name for name in dict.fromkeys([*notes.merged, *theirs.merged, sent_as]) if name != user]
     notes.merged = ids[-MERGED:]
     return ids[:-MERGED]
+
+
+def _seen_by(state: UserState, user: str) -> set[int]:
+    """Hashes of the event ids that were seen, with the ids that they were sent under."""
+    others = np.frombuffer(state.notes.others, np.uint64).tolist() if state.notes is not None else []
+    return {*others, *(seen_as(user, event) for event in np.frombuffer(state.seen, np.uint64).tolist())}
+
+
+def _entries(state: UserState) -> list[tuple[int, int]]:
+    return list(zip(state.history_keys().tolist(), np.frombuffer(state.seconds, np.uint32).tolist(), strict=True))
+
+
+def _drop_repeats(state: UserState, *, beside: UserState) -> None:
+    """Without entries that both have: where a ring of aliases is opened a repeat may overtake what came before it."""
+    mine = set(zip(_entries(beside), beside.types, strict=True))
+    both = list(zip(_entries(state), state.types, strict=True))
+    kept = [place for place, entry in enumerate(both) if entry not in mine]
+    state.count -= len(both) - len(kept)
+    state.reorder(np.array(kept, np.int64))
 
 
 def _history(state: UserState, other: UserState, *, window: int) -> None:
