@@ -66,7 +66,8 @@ async def on_event(stream: faust.StreamT) -> None:
         digest = hashlib.blake2b(event["event_id"].encode(), digest_size=20).digest()
         ask = Ask(
             user_id=user, state=state, arm=models.policies.live.shares.arm(user),
-            trigger_kind="event", trigger_id=event["event_id"], ts=event["ts"], sent_ms=event["ts"], placement="default", context={}, recommendation=digest[:12],
+            trigger_kind="event", trigger_id=event["event_id"], ts=event["ts"], sent_ms=event["ts"],
+            placement="default", context={}, recommendation=digest[:12],
             stream=int.from_bytes(digest[12:], "little"), request=None,
         )  # fmt: skip
         decision = models.recommender.decide([ask], now=event["ts"])[0]
