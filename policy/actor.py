@@ -77,7 +77,7 @@ class Actor(Ranking):
         preferences = self.preferences(query.states, query.contexts)[:, None, :]
         features = np.concatenate([query.items, query.scalars], axis=2).transpose(0, 2, 1)
         scores = by_candidate(preferences, np.ascontiguousarray(features))[:, 0]
-        return scores, Softmax(scores / np.float32(self.temperature), query.mask)
+        return scores, Softmax(scores / np.float32(self.temperature), query.mask, temperature=self.temperature)
 
     def snapshot(self) -> tuple[Arrays, Meta]:
         _, meta = super().snapshot()

@@ -12,10 +12,13 @@ B = decisions, n = candidates (padded), d = state and item dimension, m = scalar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headrace.policy.constraints import Constraints
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -122,14 +125,16 @@ class Policy(Protocol):
     contexts: int  # c
     floor: float
 
-    def decide(self, query: Query, k: int) -> Slates:
+    def decide(self, query: Query, k: int, constraints: Constraints | None = None) -> Slates:
         """Slates with exact propensities; pure: the policy is not changed.
+
+        `constraints` bind what is drawn, and the propensities are those of the draws so bound: see constraints.py.
 
         Raises ValueError where shapes disagree, or a candidate's score is not finite.
         """
         ...
 
-    def distributions(self, query: Query, slates: I64) -> tuple[F64, F64]:
+    def distributions(self, query: Query, slates: I64, constraints: Constraints | None = None) -> tuple[F64, F64]:
         """The explicit distribution of each position given the items above it in `slates` (B, k).
 
         Returns probabilities (B, k, n), summing to 1 over the candidates still left, and scores (B, n). From a row's

@@ -6,7 +6,7 @@ import numpy as np
 
 from headrace.policy.base import F32, F64, I64, Bool
 from headrace.policy.few import EpsilonGreedyRow, InverseGapRow, RowChoice
-from headrace.policy.slates import Greedy, Left
+from headrace.policy.slates import Greedy, Left, boosted
 
 
 class EpsilonGreedy:
@@ -38,6 +38,16 @@ class EpsilonGreedy:
     def remove(self, rows: I64, gone: I64) -> None:
         self._greedy.remove(rows, gone)
         self._left.remove(rows, gone)
+
+    def boost(self, factors: F32) -> None:
+        self._greedy.boost(factors)
+
+    def lower(self, by: F32) -> None:
+        self._greedy.lower(by)
+
+    def drop(self, gone: Bool) -> None:
+        self._greedy.drop(gone)
+        self._left.drop(gone)
 
     def by_row(self) -> list[RowChoice] | None:
         rows = zip(self._greedy.rows(), self._mask, strict=True)
@@ -90,6 +100,18 @@ class InverseGap:
 
     def remove(self, rows: I64, gone: I64) -> None:
         self._scores[rows, gone] = -np.inf
+        self._weigh()
+
+    def boost(self, factors: F32) -> None:
+        self._scores = boosted(self._scores, factors.astype(np.float64))
+        self._weigh()
+
+    def lower(self, by: F32) -> None:
+        self._scores -= by
+        self._weigh()
+
+    def drop(self, gone: Bool) -> None:
+        self._scores[gone] = -np.inf
         self._weigh()
 
     def by_row(self) -> list[RowChoice] | None:

@@ -142,7 +142,7 @@ class SoftmaxPolicy(_Estimates):
         self.temperature = temperature
 
     def _explore(self, scores: F32, query: Query) -> Choice:
-        return Softmax(scores / np.float32(self.temperature), query.mask)
+        return Softmax(scores / np.float32(self.temperature), query.mask, temperature=self.temperature)
 
 
 class SquareCB(_Estimates):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from headrace.policy.base import F32, F64, I64, U64, Arrays, Examples, Meta, Query, Slates, Steps
+from headrace.policy.bound import Bound, rescore_bound, sample_bound
+from headrace.policy.constraints import Constraints
 from headrace.policy.features import BLOCK, SCALARS
 from headrace.policy.slates import Choice, check_floor, rescore, sample
 
@@ -31,16 +33,23 @@ class Ranking(ABC):
     def _rank(self, query: Query) -> tuple[F32, Choice]:
         """Scores (B, n) and π; n is a multiple of features.BLOCK."""
 
-    def decide(self, query: Query, k: int) -> Slates:
+    def decide(self, query: Query, k: int, constraints: Constraints | None = None) -> Slates:
         padded = self._padded(query)
         scores, choice = self._ranked(padded)
+        if constraints is not None:
+            bound = Bound(choice, padded, scores, k, constraints)
+            return sample_bound(bound, floor=self.floor, streams=query.streams)
         return sample(choice, padded.mask, scores, k, floor=self.floor, streams=query.streams)
 
-    def distributions(self, query: Query, slates: I64) -> tuple[F64, F64]:
+    def distributions(self, query: Query, slates: I64, constraints: Constraints | None = None) -> tuple[F64, F64]:
         padded = self._padded(query)
         scores, choice = self._ranked(padded)
         n = query.mask.shape[1]
-        probabilities = rescore(choice, padded.mask, slates, floor=self.floor)
+        if constraints is not None:
+            bound = Bound(choice, padded, scores, slates.shape[1], constraints)
+            probabilities = rescore_bound(bound, slates, floor=self.floor)
+        else:
+            probabilities = rescore(choice, padded.mask, slates, floor=self.floor)
         return probabilities[:, :, :n], scores[:, :n].astype(np.float64)
 
     def _ranked(self, query: Query) -> tuple[F32, Choice]:

@@ -10,9 +10,10 @@ order of the layout has no influence on the distribution, so each kind of π use
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.policy.base import F32, F64, I64, U64, Bool, Slates
 from headrace.policy.few import FEW, EvenRow, GreedyRow, RowChoice, SoftmaxRow, VotesRow, sample_few
@@ -66,6 +67,18 @@ class Choice(Protocol):
         """Each row as plain Python, before anything is removed; None where whole batches are the only way."""
         ...
 
+    def boost(self, factors: F32) -> None:
+        """Multiplies scores above zero by `factors` (B, n) > 0 and divides those below."""
+        ...
+
+    def lower(self, by: F32) -> None:
+        """Takes `by` (B, n) from the scores."""
+        ...
+
+    def drop(self, gone: Bool) -> None:
+        """Takes the candidates of `gone` (B, n) out, some of which may be gone already."""
+        ...
+
 
 class Greedy:
     """All of π on the largest score; ties go to the lowest index."""
@@ -90,6 +103,18 @@ class Greedy:
 
     def remove(self, rows: I64, gone: I64) -> None:
         self._scores[rows, gone] = -np.inf
+        self._top = self._scores.argmax(axis=1)
+
+    def boost(self, factors: F32) -> None:
+        self._scores = boosted(self._scores, factors)
+        self._top = self._scores.argmax(axis=1)
+
+    def lower(self, by: F32) -> None:
+        self._scores -= by
+        self._top = self._scores.argmax(axis=1)
+
+    def drop(self, gone: Bool) -> None:
+        self._scores[gone] = -np.inf
         self._top = self._scores.argmax(axis=1)
 
     def by_row(self) -> list[RowChoice] | None:
@@ -145,6 +170,29 @@ class Votes:
         self._top.ravel()[again] = top
         np.add.at(self._counts, self._start[again // self._draws] + top, 1)
 
+    def boost(self, factors: F32) -> None:
+        np.copyto(self._by_row, boosted(self._by_row, factors[:, None, :]))
+        self._vote()
+
+    def lower(self, by: F32) -> None:
+        self._by_row -= by[:, None, :]
+        self._vote()
+
+    def _vote(self) -> None:
+        """All draws vote again."""
+        self._top = self._scores.argmax(axis=1).reshape(self._top.shape)
+        flat = (self._top + self._start[:, None]).ravel()
+        self._counts = np.bincount(flat, minlength=len(self._counts))
+
+    def drop(self, gone: Bool) -> None:
+        rows, columns = np.nonzero(gone)
+        self._by_row[rows, :, columns] = -np.inf
+        self._counts[self._start[rows] + columns] = 0
+        again = np.flatnonzero(np.take_along_axis(gone, self._top, axis=1))
+        top = self._scores[again].argmax(axis=1)
+        self._top.ravel()[again] = top
+        np.add.at(self._counts, self._start[again // self._draws] + top, 1)
+
     def by_row(self) -> list[RowChoice] | None:
         return [VotesRow(scores, top) for scores, top in zip(self._by_row, self._top.tolist(), strict=True)]
 
@@ -152,7 +200,9 @@ class Votes:
 class Softmax:
     """Boltzmann: π(a) = exp(l_a) / Σ exp(l); equal logits make it uniform."""
 
-    def __init__(self, logits: F32, mask: Bool) -> None:
+    def __init__(self, logits: F32, mask: Bool, *, temperature: float = 1.0) -> None:
+        """`logits` (B, n) are scores divided by `temperature`."""
+        self._temperature = temperature
         self._logits = np.where(mask, logits.astype(np.float64), -np.inf)  # (B, n)
         self._weigh()
 
@@ -181,6 +231,18 @@ class Softmax:
 
     def remove(self, rows: I64, gone: I64) -> None:
         self._logits[rows, gone] = -np.inf
+        self._weigh()
+
+    def boost(self, factors: F32) -> None:
+        self._logits = boosted(self._logits, factors.astype(np.float64))
+        self._weigh()
+
+    def lower(self, by: F32) -> None:
+        self._logits -= by / self._temperature
+        self._weigh()
+
+    def drop(self, gone: Bool) -> None:
+        self._logits[gone] = -np.inf
         self._weigh()
 
     def by_row(self) -> list[RowChoice] | None:
@@ -223,8 +285,26 @@ class Mixture:
         self._first.remove(rows, gone)
         self._second.remove(rows, gone)
 
+    def boost(self, factors: F32) -> None:
+        self._first.boost(factors)
+        self._second.boost(factors)
+
+    def lower(self, by: F32) -> None:
+        self._first.lower(by)
+        self._second.lower(by)
+
+    def drop(self, gone: Bool) -> None:
+        self._first.drop(gone)
+        self._second.drop(gone)
+
     def by_row(self) -> list[RowChoice] | None:
         return None
+
+
+def boosted(scores: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
+    """Scores above zero times their factor, those below divided by it; shapes broadcast."""
+    raised: NDArray[Any] = np.where(scores > 0, scores * factors, scores / factors)
+    return raised
 
 
 class Left:
@@ -247,6 +327,10 @@ class Left:
     def nth(self, rank: I64) -> I64:
         nth: I64 = self._order[self._start + rank]
         return nth
+
+    def drop(self, gone: Bool) -> None:
+        """Takes the candidates of `gone` (B, n) out; those left stand in their order from there on."""
+        self.__init__(self.there() & ~gone)  # type: ignore[misc]
 
     def remove(self, rows: I64, gone: I64) -> None:
         self.count[rows] -= 1
