@@ -25,6 +25,7 @@ from headrace.policy.evaluation.reward_model import folds, predict
 from headrace.policy.features import SCALARS, FeatureMap
 from headrace.streams.context import ContextEncoder
 from headrace.streams.records import Closed, Erased, Opened, Outcome, Transitions, item_key
+from headrace.streams.rules.logged import unpack
 from headrace.streams.settings import Settings
 from headrace.streams.versions import make_policy
 
@@ -256,7 +257,8 @@ def _rescored(decisions: Sequence[Decision], policy: Policy, k: int) -> tuple[F6
     for start in range(0, len(decisions), _AT_ONCE):
         part = [d.opened for d in decisions[start : start + _AT_ONCE] if d.opened is not None]
         query, slates = _query(part, policy, k)
-        probabilities, _ = policy.distributions(query, slates)
+        bound = unpack([o.constraints for o in part], query.mask.sum(axis=1).tolist(), n=query.mask.shape[1])
+        probabilities, _ = policy.distributions(query, slates, bound)
         there, at = slates >= 0, np.maximum(slates, 0)
         rows = slice(start, start + len(part))
         picked = np.take_along_axis(probabilities, at[..., None], axis=2)[..., 0]

@@ -22,6 +22,7 @@ from headrace.streams.recommendation import PolicyName, Recommendation, ShownIte
 from headrace.streams.records import Opened
 from headrace.streams.rules.applied import Bound, Kept, settle
 from headrace.streams.rules.exposure import Exposure
+from headrace.streams.rules.logged import pack
 from headrace.streams.settings import Settings
 from headrace.streams.shadow import Shadow
 from headrace.streams.texts import TextEncoder
@@ -100,8 +101,7 @@ class Recommender:
         decisions: list[Decision | None] = [None] * len(table.asks)
         for (name, k), members in groups.items():
             part = table if len(members) == len(table.asks) else table.take(members)
-            constraints = () if part.bound.constraints is None else (part.bound.constraints,)
-            slates = policies[name].policy.decide(part.query, k, *constraints)
+            slates = policies[name].policy.decide(part.query, k, part.bound.constraints)
             written = self._written(part, slates, policies[name], exposure)
             for i, decision in zip(members, written, strict=True):
                 decisions[i] = decision
@@ -182,6 +182,7 @@ class Recommender:
             query.scalars[i][mask].tobytes() if full else b"",
             encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
             restricted=bound.restricts_first(i),
+            constraints=pack(bound.constraints, i, mask) if full and bound.constraints is not None else b"",
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
 

@@ -37,7 +37,7 @@ class Shadow:
             return found
         part = table.take(members)
         for policy in served:
-            slates = policy.policy.decide(part.query, k)
+            slates = policy.policy.decide(part.query, k, part.bound.constraints)
             name = PolicyName(policy.name, policy.version, ARM)
             for at, row in enumerate(members):
                 message = self._message(part, slates, at, name, encoder_version)
