@@ -39,21 +39,13 @@ class Bound:
             factors[:, : constraints.boosts.shape[1]] = constraints.boosts
             choice.boost(factors)
             self._ranks = boosted(scores, factors)
-        # A cap can bind where a group has more members than it may have places.
-        self._caps = []
-        for cap in constraints.caps:
-            groups = self._padded(cap.groups, -1)
-            if ((groups >= 0).sum(axis=1) > cap.most).any():
-                self._caps.append((groups, np.minimum(cap.most, k), np.full((rows, k), -2, groups.dtype)))
+        self._start_caps(constraints)
         self._pins = [(pin.position, self._padded(pin.members, False)) for pin in constraints.pins]
         self._pins = [(position, members) for position, members in self._pins if position < k and members.any()]
         owing = [quota for quota in constraints.quotas if quota.least.any()]
         self._quotas = [(self._padded(quota.members, False), quota.least.copy()) for quota in owing]
         self._penalty = self._start_penalty(query, constraints.penalty)
-        barred = np.zeros_like(self.left)
-        for groups, most, _ in self._caps:
-            barred |= (groups >= 0) & (most == 0)[:, None]
-        self._drop(barred & self.left)
+        self._drop(((self._groups >= 0) & (self._most == 0)[:, :, None]).any(axis=0) & self.left)
 
     def _padded(self, columns: np.ndarray, fill: int) -> np.ndarray:
         if len(columns) != len(self.left):
@@ -61,6 +53,18 @@ class Bound:
         out = np.full(self.left.shape, fill, columns.dtype)
         out[:, : columns.shape[1]] = columns
         return out
+
+    def _start_caps(self, constraints: Constraints) -> None:
+        """Groups (C, B, n) and most (C, B) of the caps that can bind: a group has more members than it may have places.
+        Groups of what is placed (C, B, k), -2 for none."""
+        rows, n = self.left.shape
+        binding = [cap for cap in constraints.caps if ((cap.groups >= 0).sum(axis=1) > cap.most).any()]
+        self._groups = np.full((len(binding), rows, n), -1, np.int32)
+        self._most = np.zeros((len(binding), rows), np.int64)
+        for at, cap in enumerate(binding):
+            self._groups[at] = self._padded(cap.groups, -1)
+            self._most[at] = np.minimum(cap.most, self.k)
+        self._placed = np.full((len(binding), rows, self.k), -2, np.int32)
 
     def _start_penalty(self, query: Query, penalty: F32 | None) -> tuple[F32, F32, F32] | None:
         """λ times the scores' spread (B, 1), item directions (B, d, n), the largest cosine so far (B, n)."""
@@ -133,20 +137,12 @@ class Bound:
 
     def place(self, j: int, alive: I64, chosen: I64) -> None:
         """Position j of the rows `alive` holds `chosen`."""
-        gone = np.zeros_like(self.left)
-        for groups, most, held in self._caps:
-            code = groups[alive, chosen]
-            held[alive, j] = np.where(code >= 0, code, -2)
-            full = (code >= 0) & ((held[alive, : j + 1] == code[:, None]).sum(axis=1) >= most[alive])
-            rows = alive[full]
-            gone[rows] |= groups[rows] == code[full, None]
         for members, least in self._quotas:
             least[alive] = np.maximum(least[alive] - members[alive, chosen], 0)
-        gone[alive, chosen] = False
-        gone &= self.left
         self.left[alive, chosen] = False
         self.choice.remove(alive, chosen)
-        self._drop(gone)
+        if len(self._groups):
+            self._end_groups(j, alive, chosen)
         if self._penalty is not None:
             weight, directions, nearest = self._penalty
             above = directions[alive, :, chosen]
@@ -156,6 +152,21 @@ class Bound:
             nearest[alive] = cosine
             self.choice.lower(by)
             self._ranks = self._ranks - by
+
+    def _end_groups(self, j: int, alive: I64, chosen: I64) -> None:
+        """Groups that have their most with what was placed leave the candidates."""
+        code = self._groups[:, alive, chosen]  # (C, A)
+        self._placed[:, alive, j] = np.where(code >= 0, code, -2)
+        held = (self._placed[:, alive, : j + 1] == code[:, :, None]).sum(axis=2)
+        cap, at = np.nonzero((code >= 0) & (held >= self._most[:, alive]))
+        if not len(cap):
+            return
+        gone = np.zeros_like(self.left)
+        for c in dict.fromkeys(cap.tolist()):
+            these = at[cap == c]
+            rows = alive[these]
+            gone[rows] |= self._groups[c, rows] == code[c, these, None]
+        self._drop(gone & self.left)
 
     def _drop(self, gone: Bool) -> None:
         if gone.any():
