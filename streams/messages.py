@@ -16,6 +16,7 @@ import msgspec
 
 from headrace.streams.people.optout import choice
 from headrace.streams.records import Context, Erasure, Event, Identity, Request
+from headrace.streams.rules.rule import Rule, fault
 from headrace.streams.settings import Settings
 
 MAX_BYTES = 1_048_576  # of a message's value
@@ -39,6 +40,8 @@ Reason = Literal[
     "event_type",  # neither built in nor declared in the settings
     "placement",  # not declared in the settings
     "too_large",  # the message, or a list in it
+    "rule",  # a rule whose value or where cannot be kept
+    "conflict",  # a rule that cannot be in force beside another
 ]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -69,17 +72,6 @@ class ShopItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     available: bool | None = None  # absent: available
     attributes: dict[str, Any] | None = None
     vector: list[float] | None = None
-
-
-class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One message of `rules`."""
-
-    rule_id: str
-    action: Literal["exclude", "only", "pin", "boost", "cap"]
-    placement: str = "*"
-    where: dict[str, Any] | None = None
-    value: Any = None
-    until: int | None = None
 
 
 class _Event(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -262,6 +254,8 @@ class Decoder:
                 self._check_placement(m.placement)
             if m.until is not None:
                 _check_past(m.until, "until")
+            if (sentence := fault(m)) is not None:
+                _refuse("rule", sentence)
             return m
         except _Refused as refused:
             return refused.rejection

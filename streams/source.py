@@ -19,9 +19,10 @@ import msgspec
 from headrace.streams import kafka, records
 from headrace.streams.batches import micro_batches
 from headrace.streams.kafka import Message
-from headrace.streams.messages import Decoder, Rejection, Rule
+from headrace.streams.messages import Decoder, Rejection
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import Batch, Entry
+from headrace.streams.rules.rule import Rule
 from headrace.streams.settings import Settings
 from headrace.streams.watermarks import Position, SourceClock, TickPace
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.streams import messages
-from headrace.streams.messages import Decoder, Reason, Rejection, Rule, ShopItem
+from headrace.streams.messages import Decoder, Reason, Rejection, ShopItem
 from headrace.streams.records import Erasure, Event, Identity, Request
+from headrace.streams.rules.rule import Rule
 from headrace.streams.settings import EventType, Settings, builtin_event_types
 
 NOW = 1_790_000_000_000
@@ -211,6 +212,8 @@ def test_rules(decoder: Decoder) -> None:
     assert reason_of(outcome(action="hide")) == "type"
     assert reason_of(outcome(placement="nowhere")) == "placement"
     assert reason_of(outcome(until=NOW // 1000)) == "time"
+    assert reason_of(outcome(value=1)) == "rule"
+    assert reason_of(outcome(action="pin", where={"category": "a"}, value=-1)) == "rule"
 
 
 def test_a_rejection_names_its_source() -> None:
