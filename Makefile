@@ -18,8 +18,8 @@ env: .venv/complete ## create or renew the environment in .venv
 demo: caches ## watch it learn: embedded broker, all roles, a simulated shop, a report with plots
 	$(BIN)/headrace demo $(ARGS)
 
-test: caches ## every test
-	$(BIN)/pytest $(ARGS)
+test: caches ## every test, the files in two processes
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: types ## style, types, import rules, what the wheel claims
 	$(BIN)/ruff check .
