@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.streams.cli_encoder import app as encoder_app
+from headrace.streams.cli_explain import explain
 from headrace.streams.cli_export import app as export_app
 from headrace.streams.cli_options import AsJson, Config, Debug, Mapping
 from headrace.streams.cli_policy import app as policy_app
 from headrace.streams.cli_report import app as report_app
+from headrace.streams.cli_rules import app as rules_app
 from headrace.streams.cli_subject import erase, subject
 from headrace.streams.errors import BrokerError, HeadraceError, SettingsError
 
@@ -44,6 +46,8 @@ app.add_typer(export_app, name="export")
 app.add_typer(encoder_app, name="encoder")
 app.add_typer(policy_app, name="policy")
 app.add_typer(report_app, name="report")
+app.add_typer(rules_app, name="rules")
+app.command()(explain)
 app.command()(subject)
 app.command()(erase)
 
