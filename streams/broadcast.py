@@ -1,5 +1,5 @@
-"""What every worker reads whole: items, policy versions, announcements; to their end before it is ready, then as they
-grow.
+"""What every worker reads whole: items, policy versions, announcements, rules; to their end before it is ready, then as
+they grow.
 
 A thread reads and decodes; the worker takes what has come between two records of `interactions`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
@@ -19,10 +19,14 @@ from headrace.streams.settings import Settings
 
 
 class Broadcast:
-    """Reads topics from their beginning. `decode` maps a topic's short name to what makes a record of a message."""
+    """Reads topics from their beginning. `decode` maps a topic's short name to what makes a record of a message; of
+    those in `nulls`, which the shop writes, also of one that takes something back."""
 
-    def __init__(self, settings: Settings, decode: dict[str, Callable[[kafka.Message], Any]]) -> None:
+    def __init__(
+        self, settings: Settings, decode: dict[str, Callable[[kafka.Message], Any]], *, nulls: Collection[str] = ()
+    ) -> None:
         self._settings = settings
+        self._nulls = {settings.topic(name) for name in nulls}
         self._decode = {settings.topic(name): (name, decoder) for name, decoder in decode.items()}
         self._arrived: deque[tuple[str, Any]] = deque()
         self._caught_up = threading.Event()
@@ -82,7 +86,7 @@ class Broadcast:
     def _on_message(self, message: kafka.Message) -> None:
         key = message.key() or b""
         own = message.value() is None or key.startswith(b"\0")  # a writer's own: fence, position
-        if not own or key.startswith((OLD, ENCODED)):
+        if not own or key.startswith((OLD, ENCODED)) or message.topic() in self._nulls:
             name, decode = self._decode[message.topic()]
             if (record := decode(message)) is not None:
                 self._arrived.append((name, record))

@@ -83,6 +83,8 @@ class Metrics:
         self.text_encoder_info = gauge("text_encoder_info", "1 for the text encoder in use", "version")
         self.encoder_serial = gauge("encoder_serial", "Number of the announcement by which the encoder serves")
         self.encoder_swaps = counter("encoder_swaps_total", "Announced encoders made ready, or refused", "outcome")
+        self.rules = gauge("rules", "Rules known, by what they are now", "state")
+        self.rules_offset = gauge("rules_offset", "Offset in the topic `rules` up to which it is in force")
         self.propensity = histogram("propensity", "Logged propensities", "arm", buckets=_PROBABILITIES)
         self.calibration_expected = counter(
             "propensity_expected_total", "Candidates of first positions: what the sum of 1/propensity must equal", "arm"

@@ -13,8 +13,11 @@ from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
 from headrace.streams.records import decode_policy_version
+from headrace.streams.rules.book import heard
 from headrace.streams.settings import Settings
 from headrace.streams.texts import TextEncoder
+
+RULES = "rules"
 
 
 @dataclass
@@ -68,12 +71,14 @@ def load_models(settings: Settings, found: Encoders | None = None) -> Models:
 
 
 def broadcast(settings: Settings) -> Broadcast:
-    """What a set of models is fed with, and the announcements of the next one."""
+    """What a set of models is fed with, the announcements of the next one, and the rules, which outlive both."""
     return Broadcast(
         settings,
         {
             "item-vectors": contents.decode,
             "policy-versions": lambda message: decode_policy_version(message.value() or b""),
             encoders.TOPIC: encoders.decode,  # None for what is no announcement
+            RULES: heard,
         },
+        nulls=(RULES,),
     )

@@ -11,8 +11,10 @@ from headrace.streams import encoders, models
 from headrace.streams.encoders import TOPIC
 from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.metrics import Metrics
+from headrace.streams.models import RULES
 from headrace.streams.recommend import Recommender
 from headrace.streams.records import Announcement, Item, PolicyVersion
+from headrace.streams.rules.book import RuleBook
 from headrace.streams.settings import Settings
 from headrace.streams.swap import Swap
 from headrace.streams.versions import SERVED
@@ -32,6 +34,7 @@ class Serving:
         self._heard: dict[int, Announcement] = {}  # newer than what serves
         self._started_ms = time.time() * 1000
         self._cache_counts = (0, 0)
+        self.rules = RuleBook(settings)
         self._tell()
         self._broadcast = models.broadcast(settings)
         self._broadcast.start()
@@ -62,6 +65,8 @@ class Serving:
         for topic, record in arrived:
             if topic == TOPIC:
                 announced.append(record)
+            elif topic == RULES:
+                self.rules.put(*record)
             else:
                 self._apply(topic, record)
         if arrived:
@@ -115,6 +120,8 @@ class Serving:
         before, old = self._models, self._broadcast
         self._models, self._broadcast = coming.take()
         self._next = None
+        for rule in coming.rules:  # what the set's reader has taken and the old one not: the rest is known
+            self.rules.put(*rule)
         threading.Thread(target=old.close, daemon=True).start()
         self._metrics.encoder_info.remove(before.encoder.version)
         if before.encoders.text_version != self._models.encoders.text_version:
@@ -140,12 +147,23 @@ class Serving:
         self._metrics.text_encoder_info.labels(self._models.encoders.text_version).set(1)
         self._metrics.encoder_serial.set(self._models.encoders.serial)
 
+    def _tell_rules(self, now_ms: int) -> None:
+        rules = self.rules
+        for state, said in (
+            ("in_force", rules.in_force(now_ms)),
+            ("refused", rules.refused(now_ms)),
+            ("expired", rules.expired(now_ms)),
+        ):
+            self._metrics.rules.labels(state).set(len(said))
+        self._metrics.rules_offset.set(rules.version)
+
     def report(self) -> None:
         """Gauges, and what the encoder's cache has saved since the last time."""
         items, encoder = self._models.items, self._models.encoder
         available = len(items.pool())
         self._metrics.items.labels("available").set(available)
         self._metrics.items.labels("unavailable").set(len(items) - available)
+        self._tell_rules(int(time.time() * 1000))
         self._metrics.index_recall.set(items.index.recall)
         before, self._cache_counts = self._cache_counts, (encoder.hits, encoder.rebuilt)
         for outcome, was, now in zip(("hit", "rebuilt"), before, self._cache_counts, strict=True):

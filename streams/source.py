@@ -22,6 +22,7 @@ from headrace.streams.kafka import Message
 from headrace.streams.messages import Decoder, Rejection
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import Batch, Entry
+from headrace.streams.rules.book import RuleBook, heard
 from headrace.streams.rules.rule import Rule
 from headrace.streams.settings import Settings
 from headrace.streams.watermarks import Position, SourceClock, TickPace
@@ -93,6 +94,7 @@ class Source:
         self._unknown: Counter[str] = Counter()
         decoder = Decoder(settings, unknown=lambda topic, n: self._unknown.update({topic: n}))
         self._decode = _decoding(decoder, topic)
+        self._rules = RuleBook(settings) if topic == "rules" else None
         self._ticks = topic == "events"
         self._linger_ms = settings.ingest.linger
         self._begun_ms = 0
@@ -166,9 +168,17 @@ class Source:
             idle_after_ms=self._settings.ingest.idle_after,
         )
         self.next_offset = position.offset + 1
+        if self._rules is not None:
+            kafka.read_to_end(
+                self._settings, self._settings.topic("rules"), self._recall_rule, partition=self.partition
+            )
         self.recovered.set()
         self._metrics.recoveries.inc()
         self._metrics.recovery.observe(time.perf_counter() - started)
+
+    def _recall_rule(self, message: Message) -> None:
+        if self._rules is not None and message.offset() < self.next_offset:
+            self._rules.put(*heard(message))
 
     def _wait(self) -> list[Message] | None:
         """Messages, or none where a tick is due; None: stop."""
@@ -224,10 +234,16 @@ class Source:
         for message in messages:
             raw = message.value()
             kind, sent_ms = message.timestamp()
+            refused = None
+            if self._rules is not None:
+                self._rules.put(*(rule := heard(message)))
+                refused = self._rules.rejection(rule[0], now_ms)
             if raw is None:
                 read.outcomes["accepted" if self.topic == "rules" else "ignored"] += 1  # a rule is taken back
                 continue
             outcome = decode(raw, now_ms=now_ms, sent_ms=sent_ms if kind else now_ms)
+            if isinstance(outcome, Rule):
+                outcome = refused or outcome
             if isinstance(outcome, Rejection):
                 read.dead.append((message, outcome))
                 continue

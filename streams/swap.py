@@ -14,8 +14,9 @@ from typing import Any
 from headrace.streams import encoders, models, topics
 from headrace.streams.broadcast import Broadcast
 from headrace.streams.encoders import TOPIC, Encoders
-from headrace.streams.models import Models
+from headrace.streams.models import RULES, Models
 from headrace.streams.records import Announcement
+from headrace.streams.rules.book import Heard
 from headrace.streams.settings import Settings
 
 _AT_ONCE = 64  # records between two rests: the thread that serves shares the interpreter with this one
@@ -31,6 +32,7 @@ class Swap:
         self.serial = serial
         self.failure: BaseException | None = None
         self.later: list[tuple[int, Announcement]] = []  # announced since
+        self.rules: list[Heard] = []
         self._settings, self._said = settings, said
         self._same_texts = said.text_version == serving.encoders.text_version
         self._serving = serving
@@ -102,6 +104,8 @@ class Swap:
             if topic == TOPIC:
                 if record[0] > self.serial:
                     self.later.append(record)
+            elif topic == RULES:
+                self.rules.append(record)
             else:
                 self._models.apply(topic, record)
             if n % _AT_ONCE == 0 and not self._end.is_set():

@@ -10,12 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from typing import NamedTuple
 
+from headrace.streams.kafka import Message
 from headrace.streams.messages import Decoder, Rejection
 from headrace.streams.rules.conflicts import Conflicts
 from headrace.streams.rules.rule import Rule
 from headrace.streams.settings import Settings
 
-Heard = tuple[str, bytes | None, int, int]  # a message as it travels: key, value, offset, partition
+Heard = tuple[str, bytes | None, int, int]  # key, value, offset, partition: what `put` takes
 
 
 class _Said(NamedTuple):
@@ -104,6 +105,16 @@ class RuleBook:
         """{rule_id: sentence} of what conflicts with a rule in force, and of what cannot be read."""
         return self._at(now_ms).refused
 
+    def rejection(self, rule_id: str, now_ms: int) -> Rejection | None:
+        """Why the id's latest message is not in force now; None where it is, was, or where there is none."""
+        said = self._said.get(rule_id)
+        if said is None:
+            return None
+        if isinstance(said.rule, Rejection):
+            return said.rule
+        sentence = self.refused(now_ms).get(rule_id)
+        return None if sentence is None else Rejection("conflict", sentence)
+
     def expired(self, now_ms: int) -> list[Rule]:
         """Whose `until` has passed."""
         return self._at(now_ms).expired
@@ -117,6 +128,11 @@ class RuleBook:
             for rule_id, said in sorted(self._said.items(), key=lambda entry: entry[1][:2]):
                 judged.add(rule_id, said.rule, since_ms)
         return judged
+
+
+def heard(message: Message) -> Heard:
+    key = (message.key() or b"").decode(errors="replace")
+    return key, message.value(), message.offset(), message.partition()
 
 
 def _until(rule: Rule | Rejection) -> int | None:

@@ -14,6 +14,7 @@ from headrace.streams.encoders import TOPIC, Encoders
 from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import Announcement
+from headrace.streams.rules.book import Heard
 from headrace.streams.serving import Serving
 from headrace.streams.settings import Settings
 
@@ -56,6 +57,7 @@ class Prepared:
     def __init__(self, _: Settings, serial: int, said: Announcement, **__: Any) -> None:
         self.serial, self.said = serial, said
         self.later: list[tuple[int, Announcement]] = []
+        self.rules: list[Heard] = []
         swaps.append(self)
 
     def take(self) -> tuple[Any, Topics]:
