@@ -253,7 +253,7 @@ def as_lines(found: Found) -> Iterator[str]:
         yield f"  {found['not_logged']}"
     yield from _rule_lines(found)
     yield "slate:"
-    rows = [("", "item", "score", "propensity", "", "reason")]
+    rows: list[tuple[str, ...]] = [("", "item", "score", "propensity", "", "reason")]
     for item in found["slate"]:
         how = "explored" if item["explored"] else ""
         score = "" if item["score"] is None else f"{item['score']:.4f}"
@@ -290,7 +290,7 @@ def _candidate_lines(found: Found) -> Iterator[str]:
         return
     best = sorted(candidates, key=lambda candidate: -candidate["score"])
     yield f"candidates: {len(best)}" + (f", the best {_LISTED}:" if len(best) > _LISTED else ":")
-    rows = [("", "item", "score", "probability first")]
+    rows: list[tuple[str, ...]] = [("", "item", "score", "probability first")]
     rows += [("", _named(c), f"{c['score']:.4f}", f"{c['probability']:.4f}") for c in best[:_LISTED]]
     yield from _table(rows)
 
