@@ -118,8 +118,10 @@ class Loop:
         self.learning = Learning(settings, dim=encoder.dim)
         self.played = Played()
         self._vectors = vectors
+        self._since: dict[int, int] = {}  # when an item came
         self._offset = self._items_offset = self._transitions_offset = 0
         self._slates: dict[str, _Slate] = {}
+        self._now_ms = 1  # of the world; before it begins: what is there then has been there long
         for item in np.flatnonzero(world.live):
             self._apply_item(world.catalogue.message(int(item)))
         self.items.settle()
@@ -133,6 +135,7 @@ class Loop:
         waiting: list[Interaction] = []
         while self.played.events < events:
             ts = start_ms + (self.played.events + len(waiting)) * span_ms // events
+            self._now_ms = ts
             for change in world.advance(ts):
                 self._apply_item(change)
             self.items.settle()
@@ -213,6 +216,7 @@ class Loop:
                 category=str(message["category"]),
                 available=bool(message["available"]),
                 title=str(message["title"]),
+                since_ms=self._since.setdefault(index, self._now_ms),
             )
         )  # fmt: skip
 
