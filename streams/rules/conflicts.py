@@ -10,7 +10,10 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from headrace.streams.rules.rule import Rule
 from headrace.streams.sections import duration_ms
@@ -108,7 +111,13 @@ def _bars(rule: Rule) -> Iterator[tuple[_Key, str]]:
 
 def _same(where: dict[str, Any] | None) -> str:
     """Equal for conditions that say the same: whatever the order of names and lists, one value or a list of one."""
-    plain = {name: sorted(map(json.dumps, _values(asked) or [asked])) for name, asked in (where or {}).items()}
+    return _canonical(msgspec.json.encode(where or {}))
+
+
+@lru_cache(4_096)
+def _canonical(where: bytes) -> str:
+    asked: dict[str, Any] = msgspec.json.decode(where)
+    plain = {name: sorted(map(json.dumps, _values(value) or [value])) for name, value in asked.items()}
     return json.dumps(plain, sort_keys=True)
 
 
