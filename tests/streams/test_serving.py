@@ -13,6 +13,7 @@ from headrace.streams import encoders, models, serving
 from headrace.streams.encoders import TOPIC, Encoders
 from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.metrics import Metrics
+from headrace.streams.models import RULES
 from headrace.streams.records import Announcement
 from headrace.streams.rules.book import Heard
 from headrace.streams.serving import Serving
@@ -127,3 +128,17 @@ def test_what_was_announced_while_one_was_made_ready_comes_next(worker: Serving)
     swaps[0].ready, swaps[0].later = True, [(4, announcement("user-4"))]
     assert worker.keep_up()
     assert [swap.serial for swap in swaps] == [2, 4]
+
+
+def test_rules_outlive_the_encoder_and_none_is_lost_between_two_readers(worker: Serving) -> None:
+    def rule(offset: int, rule_id: str) -> Heard:
+        return rule_id, b'{"rule_id": "%s", "action": "exclude", "where": {"brand": "x"}}' % rule_id.encode(), offset, 0
+
+    topics.arrived.append((RULES, rule(0, "a")))
+    told(worker, (2, "user-2"))
+    swaps[0].ready, swaps[0].rules = True, [rule(0, "a"), rule(1, "b")]  # the old reader has not come to the second
+    assert worker.keep_up()
+    assert [rule.rule_id for rule in worker.rules.in_force(0)] == ["a", "b"]
+    topics.arrived += [(RULES, ("a", None, 2, 0))]
+    worker.keep_up()
+    assert [rule.rule_id for rule in worker.rules.in_force(0)] == ["b"]
