@@ -6,6 +6,7 @@ number of the content that the item had then (contents.py): that content's vecto
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.export.item_tower import ItemTower
+from headrace.streams.attributes import Columns, Words, same
 from headrace.streams.contents import Old, content_of
 from headrace.streams.index import ItemIndex
 from headrace.streams.records import Item, item_key
@@ -20,6 +22,7 @@ from headrace.streams.records import Item, item_key
 F32 = NDArray[np.float32]
 _NEIGHBOURS = 24  # content neighbours kept an item
 _FRESH = 256  # the latest arrivals, from which cold items are drawn
+_CHANGED = 8_192  # rows remembered because what rules ask for changed
 _MISSED = 1_000_000  # keys remembered because a history named what is not here
 
 
@@ -39,6 +42,9 @@ class ItemStore:
         # (source partition, offset, not pending) of the record a row was made from
         self._offsets: list[tuple[int, int, bool]] = []
         self._contents: list[bytes] = []  # by row, contents.content_of
+        self._columns = Columns()
+        self.changes = 0  # rises with every row added, or of which what rules ask for, or availability, changes
+        self._changed: list[int] = []  # the latest rows by which `changes` rose
         self._allocate(1024)
         self.index = ItemIndex(lambda: self.vectors, dim=self.dim)  # of what may be recommended and has a vector
         self._moved: dict[int, None] = {}  # rows whose place in the index is not settled yet
@@ -66,16 +72,21 @@ class ItemStore:
         grown("vectors", (capacity + 1, self.dim), np.float32)
         grown("keys", (capacity + 1,), np.uint64)
         grown("log_price", (capacity + 1,), np.float32)
+        grown("price", (capacity + 1,), np.float64, math.nan)
+        grown("since_ms", (capacity + 1,), np.int64, -1)
         grown("category", (capacity + 1,), np.int32, -1)
         grown("available", (capacity + 1,), np.bool_)
         grown("number", (capacity + 1,), np.int64)
         grown("made", (capacity + 1,), np.bool_)
         grown("near", (capacity + 1, _NEIGHBOURS), np.int32, -1)
         grown("near_at", (capacity + 1,), np.int64, -1)
+        self._columns.grow(capacity + 1)
 
     vectors: NDArray[np.float32]
     keys: NDArray[np.uint64]
     log_price: NDArray[np.float32]  # log1p(price), 0 where unknown
+    price: NDArray[np.float64]  # NaN where unknown
+    since_ms: NDArray[np.int64]  # when the item was first known, 0 by a release that did not say; -1: no item
     category: NDArray[np.int32]  # index into category_names, -1 for none
     available: NDArray[np.bool_]
     number: NDArray[np.int64]  # of the content that `vectors` holds, or is to hold first
@@ -115,11 +126,12 @@ class ItemStore:
         self._pool = None
         self._moved[row] = None
         if item.removed:
-            self.available[row] = False
+            self._take(row, False, float(self.price[row]), int(self.category[row]), int(self.since_ms[row]))
             return kind
-        self.available[row] = item.available
+        price = math.nan if item.price is None else item.price
+        other = self._columns.put(row, item.attributes)
+        self._take(row, item.available, price, self._category_code(item.category), item.since_ms, other=other)
         self.log_price[row] = np.log1p(item.price) if item.price is not None and item.price > 0 else 0.0
-        self.category[row] = self._category_code(item.category)
         content = content_of(item)
         if content and self._fits(item) and (content != self._contents[row] or item.generation != self.number[row]):
             self._contents[row] = content
@@ -142,6 +154,35 @@ class ItemStore:
         self._contents.append(b"")
         self._last.pop(key, None)
         return row
+
+    def _take(self, row: int, available: bool, price: float, category: int, since: int, *, other: bool = False) -> None:
+        """`other`: whether anything else that rules ask for changed."""
+        if (
+            other
+            or self.available[row] != available
+            or self.category[row] != category
+            or self.since_ms[row] != since
+            or not same(float(self.price[row]), price)
+        ):
+            self.changes += 1
+            self._changed.append(row)
+            if len(self._changed) > 2 * _CHANGED:
+                del self._changed[:_CHANGED]
+        self.available[row], self.price[row], self.category[row], self.since_ms[row] = available, price, category, since
+
+    def changed_since(self, changes: int) -> NDArray[np.int64] | None:
+        """Rows by which `changes` rose from that number on, each once; None where that is too long ago."""
+        n = self.changes - changes
+        return np.unique(np.array(self._changed[-n:] if n else [], np.int64)) if n <= len(self._changed) else None
+
+    def numbers(self, name: str) -> NDArray[np.float64] | None:
+        """(capacity + 1,) an attribute that is a number or a boolean (1, 0), or `price`; NaN where an item has none. None:
+        no item has."""
+        return self.price if name == "price" else self._columns.numbers.get(name)
+
+    def words(self, name: str) -> Words | None:
+        """An attribute that is a word; None: no item has it."""
+        return self._columns.words.get(name)
 
     def _category_code(self, category: str | None) -> int:
         if not category:
