@@ -28,6 +28,7 @@ class Bound:
     def __init__(self, choice: Choice, query: Query, scores: F32, k: int, constraints: Constraints) -> None:
         """`query` is padded; constraints may be of fewer candidates. Raises ValueError where they are of other rows."""
         self.choice, self.k = choice, k
+        self._places: I64 = np.full(len(scores), k) if constraints.places is None else constraints.places
         self.scores = scores  # the policy's own
         self.left = query.mask.copy()  # (B, n)
         rows, n = self.left.shape
@@ -114,7 +115,7 @@ class Bound:
             inside = members & self.left
             owed += np.minimum(least, inside.sum(axis=1))
             wanted |= inside & (least > 0)[:, None]
-        places = np.minimum(self.k - j, self.left.sum(axis=1))
+        places = np.minimum(self._places - j, self.left.sum(axis=1))
         for inside in later:
             places -= inside.any(axis=1)
         wanted &= allowed

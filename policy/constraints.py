@@ -54,6 +54,7 @@ class Constraints:
     caps: tuple[Cap, ...] = ()
     pins: tuple[Pin, ...] = ()
     quotas: tuple[Quota, ...] = ()
+    places: I64 | None = None  # (B,) of each slate, where that is fewer than are asked for; quotas are paid within them
 
     def take(self, rows: Sequence[int] | I64) -> Constraints:
         """Those of some decisions."""
@@ -64,4 +65,5 @@ class Constraints:
             caps=tuple(Cap(cap.groups[at], cap.most[at]) for cap in self.caps),
             pins=tuple(Pin(pin.position, pin.members[at]) for pin in self.pins),
             quotas=tuple(Quota(quota.members[at], quota.least[at]) for quota in self.quotas),
+            places=None if self.places is None else self.places[at],
         )

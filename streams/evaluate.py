@@ -99,11 +99,13 @@ def _own(settings: Settings, asked: Question, source: Callable[[Take], None]) ->
     if not decisions:
         raise HeadraceError(f"no estimate: no decision of {sum(found.arms.values()):,} was shown")
     target, notes = asked.target or "", list[str]()
-    if target in ("uniform", "random"):
+    by_chance = target in ("uniform", "random")
+    if by_chance and not any(d.bound for d in decisions):
         log = evaluate_records.uniform(decisions, settings, dim=found.dim)
-    else:
+    else:  # what rules leave is known of decisions that were logged whole
         full = _whole(decisions)
-        log = evaluate_records.under(evaluate_log.policy(settings, target, dim=found.dim), full)
+        policy = evaluate_log.policy(settings, "random" if by_chance else target, dim=found.dim)
+        log = evaluate_records.under(policy, full)
         notes.append(f"{len(full):,} of {len(decisions):,} decisions were logged with all candidates: those are judged")
     if found.left_out:
         notes.append("left out: " + ", ".join(f"{count:,} {why}" for why, count in found.left_out.most_common()))

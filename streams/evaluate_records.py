@@ -25,7 +25,7 @@ from headrace.policy.evaluation.reward_model import folds, predict
 from headrace.policy.features import SCALARS, FeatureMap
 from headrace.streams.context import ContextEncoder
 from headrace.streams.records import Closed, Erased, Opened, Outcome, Transitions, item_key
-from headrace.streams.rules.logged import unpack
+from headrace.streams.rules.logged import readable, unpack
 from headrace.streams.settings import Settings
 from headrace.streams.versions import make_policy
 
@@ -51,6 +51,7 @@ class Decision:
     heard: set[str] = field(default_factory=set)
     closed: bool = False
     version: str = ""  # of its rewards; empty where it has none
+    bound: bool = False  # by rules: candidates left at a position were fewer than it seems
 
     @property
     def size(self) -> int:
@@ -113,6 +114,7 @@ class Decisions:
             n,
             record if full else None,
             shown=set(range(len(record.slate))) if self._settings.decisions.assume_shown else set(),
+            bound=bool(record.rules or record.restricted),
         )
         self._of_user.setdefault(record.user_id, []).append(name)
 
@@ -126,6 +128,7 @@ class Decisions:
             and len(record.all_items) == 2 * n * d
             and len(record.all_scalars) == 4 * n * len(SCALARS)
             and len(record.context) == 4 * self._contexts
+            and (not record.constraints or readable(record.constraints, n))
             and {item_key(item) for item in record.slate} <= set(np.frombuffer(record.candidates, "<u8").tolist())
             and all(np.isfinite(np.frombuffer(getattr(record, name), dtype)).all() for name, dtype in _NUMBERS)
         )

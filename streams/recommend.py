@@ -22,7 +22,6 @@ from headrace.streams.recommendation import PolicyName, Recommendation, ShownIte
 from headrace.streams.records import Opened
 from headrace.streams.rules.applied import Bound, Kept, settle
 from headrace.streams.rules.exposure import Exposure
-from headrace.streams.rules.logged import pack
 from headrace.streams.settings import Settings
 from headrace.streams.shadow import Shadow
 from headrace.streams.texts import TextEncoder
@@ -182,7 +181,7 @@ class Recommender:
             query.scalars[i][mask].tobytes() if full else b"",
             encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
             restricted=bound.restricts_first(i),
-            constraints=pack(bound.constraints, i, mask) if full and bound.constraints is not None else b"",
+            constraints=bound.logged(i, mask) if full else b"",
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
 

@@ -13,6 +13,7 @@ from headrace.policy.base import F32, I64, Bool
 from headrace.policy.constraints import Cap, Constraints, Pin, Quota
 from headrace.streams.rules.exposure import Exposure, Plan, Share
 from headrace.streams.rules.in_force import InForce, Rules
+from headrace.streams.rules.logged import pack
 from headrace.streams.rules.personal import shown_often
 from headrace.streams.state import UserState
 
@@ -32,6 +33,10 @@ class Bound:
     def restricts_first(self, i: int) -> bool:
         """Whether the first position of a decision may be drawn from less than all of its candidates."""
         return bool(self.force.pins) or any(plan.least >= self.ks[i] for plan in self.plans[i])
+
+    def logged(self, i: int, mask: Bool) -> bytes:
+        """The constraints of a decision over the candidates of its mask (n,); empty where it has none."""
+        return b"" if self.constraints is None else pack(self.constraints, i, mask, places=self.ks[i])
 
     def take(self, members: list[int]) -> Bound:
         constraints = None if self.constraints is None else self.constraints.take(members)

@@ -21,14 +21,16 @@ class _Logged(msgspec.Struct, array_like=True):
     caps: list[tuple[bytes, int]]  # int32 (n,), most
     pins: list[tuple[int, bytes]]  # position, packed (n,)
     quotas: list[tuple[bytes, int]]  # packed (n,), least
+    places: int
 
 
+_MANY = 1_000
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Logged).decode
 
 
-def pack(constraints: Constraints, row: int, mask: Bool) -> bytes:
-    """Of the decision `row`, over the candidates of its `mask` (n,)."""
+def pack(constraints: Constraints, row: int, mask: Bool, *, places: int) -> bytes:
+    """Of the decision `row`, over the candidates of its `mask` (n,), for a slate of so many places."""
     c = constraints
     logged = _Logged(
         None if c.boosts is None else c.boosts[row][mask].tobytes(),
@@ -36,8 +38,18 @@ def pack(constraints: Constraints, row: int, mask: Bool) -> bytes:
         [(cap.groups[row][mask].tobytes(), int(cap.most[row])) for cap in c.caps],
         [(pin.position, _bits(pin.members[row][mask])) for pin in c.pins],
         [(_bits(quota.members[row][mask]), int(quota.least[row])) for quota in c.quotas],
+        places,
     )
     return _encode(logged)
+
+
+def readable(raw: bytes, n: int) -> bool:
+    """Whether it is such a record, of n candidates."""
+    try:
+        unpack([raw], [n], n=n)
+    except (msgspec.DecodeError, ValueError):
+        return False
+    return True
 
 
 def unpack(logged: Sequence[bytes], counts: Sequence[int], *, n: int) -> Constraints | None:
@@ -48,7 +60,7 @@ def unpack(logged: Sequence[bytes], counts: Sequence[int], *, n: int) -> Constra
     if not any(logged):
         return None
     size = len(counts)
-    read = [_decode(raw) if raw else _Logged(None, None, [], [], []) for raw in logged]
+    read = [_decode(raw) if raw else _Logged(None, None, [], [], [], _MANY) for raw in logged]
     boosts, penalty = np.ones((size, n), np.float32), np.zeros(size, np.float32)
     caps = [Cap(np.full((size, n), -1, np.int32), np.full(size, n, np.int64)) for _ in range(_most(read, "caps"))]
     quotas = [Quota(_none(size, n), np.zeros(size, np.int64)) for _ in range(_most(read, "quotas"))]
@@ -68,6 +80,7 @@ def unpack(logged: Sequence[bytes], counts: Sequence[int], *, n: int) -> Constra
     return Constraints(
         boosts=boosts if boosted else None, penalty=penalty if penalty.any() else None, caps=tuple(caps),
         pins=tuple(pins[at] for at in sorted(pins)), quotas=tuple(quotas),
+        places=np.array([one.places for one in read], np.int64),
     )  # fmt: skip
 
 
