@@ -6,7 +6,6 @@ items, conditions without a common value, and shares that sum over 1 are compare
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 
 from headrace.streams.rules.rule import Rule
+from headrace.streams.rules.where import Where
 from headrace.streams.sections import duration_ms
 
 _Key = tuple[object, ...]
@@ -116,9 +116,7 @@ def _same(where: dict[str, Any] | None) -> str:
 
 @lru_cache(4_096)
 def _canonical(where: bytes) -> str:
-    asked: dict[str, Any] = msgspec.json.decode(where)
-    plain = {name: sorted(map(json.dumps, _values(value) or [value])) for name, value in asked.items()}
-    return json.dumps(plain, sort_keys=True)
+    return Where(msgspec.json.decode(where)).key
 
 
 def _values(asked: Any) -> list[Any] | None:
@@ -168,6 +166,8 @@ def _allows(asked: Any, value: Any) -> bool:
 
 def _ranges_meet(a: dict[str, Any], b: dict[str, Any]) -> bool:
     bounds = [(sign, _number(bound)) for asked in (a, b) for sign, bound in asked.items()]
+    if any(math.isnan(bound) for _, bound in bounds):
+        return False
     low = max((bound for sign, bound in bounds if sign.startswith(">")), default=-math.inf)
     high = min((bound for sign, bound in bounds if sign.startswith("<")), default=math.inf)
     open_ = any(sign in "<>" and bound in (low, high) for sign, bound in bounds)

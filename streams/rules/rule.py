@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from headrace.streams.rules.personal import TIMES
+from headrace.streams.rules.where import Where
 from headrace.streams.sections import duration_ms
 
 POSITIONS = 100
@@ -48,6 +49,10 @@ def fault(rule: Rule) -> str | None:
     action, value = rule.action, rule.value
     if not rule.where and action in _NEEDS_WHERE:
         return f'{action} needs a where: say which items, such as {{"category": "sport"}}'
+    try:
+        Where(rule.where)
+    except ValueError as error:
+        return str(error)
     if action in ("exclude", "only"):
         return None if value is None else f"{action} takes no value: leave it out"
     if action == "pin":

@@ -49,6 +49,11 @@ NEW = {"age": {"<": "14d"}}
         ({"action": "only", "where": {"price": {"<": 10}}}, {"action": "only", "where": {"price": {">=": 10}}}),
         ({"action": "only", "where": NEW}, {"action": "only", "where": {"age": {">": "30d"}}}),
         ({"action": "only", "where": {"size": 4}}, {"action": "only", "where": {"size": {">": 4}}}),
+        ({"action": "only", "where": {"size": "x"}}, {"action": "only", "where": {"size": {">": 3, "<": 5}}}),
+        (
+            {"action": "boost", "where": NEW, "value": 2},
+            {"action": "boost", "where": {"age": {"<": "336h"}}, "value": 3},
+        ),
         (
             {"action": "cap", "where": {"brand": "x", "category": "a"}, "value": 2},
             {"action": "cap", "where": {"category": "a", "brand": ["x"]}, "value": 3, "placement": "cart"},
@@ -138,6 +143,9 @@ def test_least_shares_of_a_placement_sum_with_those_of_all_placements() -> None:
     [
         {"action": "only"},
         {"action": "exclude", "where": SPORT, "value": 1},
+        {"action": "exclude", "where": {"price": {"=": 1}}},
+        {"action": "exclude", "where": {"age": "new"}},
+        {"action": "exclude", "where": {"item_id": []}},
         {"action": "pin", "where": SPORT, "value": 100},
         {"action": "pin", "where": SPORT, "value": True},
         {"action": "pin", "value": 1},
