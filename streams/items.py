@@ -176,8 +176,8 @@ class ItemStore:
         return np.unique(np.array(self._changed[-n:] if n else [], np.int64)) if n <= len(self._changed) else None
 
     def numbers(self, name: str) -> NDArray[np.float64] | None:
-        """(capacity + 1,) an attribute that is a number or a boolean (1, 0), or `price`; NaN where an item has none. None:
-        no item has."""
+        """(capacity + 1,) `price`, or an attribute that is a number or a boolean (1, 0). NaN: the item has none;
+        None: no item has."""
         return self.price if name == "price" else self._columns.numbers.get(name)
 
     def words(self, name: str) -> Words | None:
