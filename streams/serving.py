@@ -15,6 +15,7 @@ from headrace.streams.models import RULES
 from headrace.streams.recommend import Recommender
 from headrace.streams.records import Announcement, Item, PolicyVersion
 from headrace.streams.rules.book import RuleBook
+from headrace.streams.rules.standing import Standing
 from headrace.streams.settings import Settings
 from headrace.streams.swap import Swap
 from headrace.streams.versions import SERVED
@@ -35,6 +36,7 @@ class Serving:
         self._started_ms = time.time() * 1000
         self._cache_counts = (0, 0)
         self.rules = RuleBook(settings)
+        self._stand()
         self._tell()
         self._broadcast = models.broadcast(settings)
         self._broadcast.start()
@@ -122,6 +124,7 @@ class Serving:
         self._next = None
         for rule in coming.rules:  # what the set's reader has taken and the old one not: the rest is known
             self.rules.put(*rule)
+        self._stand()
         threading.Thread(target=old.close, daemon=True).start()
         self._metrics.encoder_info.remove(before.encoder.version)
         if before.encoders.text_version != self._models.encoders.text_version:
@@ -132,6 +135,10 @@ class Serving:
         log.info("encoder %s (%s) serves", coming.serial, self._models.encoder.version)
         self._hear(coming.later)
         return True
+
+    def _stand(self) -> None:
+        """The rules are known already, whatever set serves; what they ask of its items is looked up anew."""
+        self._models.recommender.describer.rules = Standing(self._settings, self._models.items, self.rules)
 
     def _refuse(self, serial: int, error: BaseException) -> None:
         """What served so far serves on."""

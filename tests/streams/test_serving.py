@@ -29,7 +29,7 @@ def set_of(serial: int, version: str) -> Any:
     return SimpleNamespace(
         encoders=Encoders(serial, Path("folder"), Path("texts"), version, "text-1"),
         encoder=SimpleNamespace(version=version),
-        recommender=SimpleNamespace(encoder_serial=serial),
+        recommender=SimpleNamespace(encoder_serial=serial, describer=SimpleNamespace()),
         items=SimpleNamespace(settle=lambda: None),
     )
 
