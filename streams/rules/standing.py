@@ -8,8 +8,9 @@ whole minute of event time.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,18 @@ class _Codes:
 
 
 @dataclass
+class _Groups:
+    members: Members
+    codes: I32 | None
+    groups: I32
+    minute: int
+    changes: int
+
+
+_Part = tuple[Rule, Members | None, I32 | None]  # members, None: all; groups of a cap
+
+
+@dataclass
 class _Placed:
     """What stands at one placement, and of what it was made."""
 
@@ -62,7 +75,8 @@ class _Placed:
     minute: int  # -1 where no rule asks for an age
     version: int
     changes: int
-    parts: list[tuple[Rule, Members | None, I32 | None]]
+    size: int  # of the arrays
+    parts: list[_Part]
     force: InForce
 
 
@@ -76,7 +90,7 @@ class Standing:
         self._masks: OrderedDict[tuple[str, int], _Mask] = OrderedDict()  # by Where.key and minute: latest used last
         self._aged: dict[str, Members] = {}  # by Where.key: the latest mask of those that ask for an age
         self._codes: dict[str, _Codes] = {}  # by attribute
-        self._groups: dict[tuple[str, str], tuple[Members, I32, I32]] = {}  # by Where.key and attribute: of, of, groups
+        self._groups: dict[tuple[str, str], _Groups] = {}  # by Where.key and attribute
         self._rows: dict[int, I64 | None] = {}  # changed rows by since when
         self._rows_at = -1
 
@@ -98,8 +112,8 @@ class Standing:
         if before is not None and _same(before.parts, parts):
             force = before.force if before.version == version else replace(before.force, version=version)
         else:
-            force = _assembled(parts, version, self._items.none + 1)
-        kept.append(_Placed(rules, minute if by_age else -1, version, changes, parts, force))
+            force = self._assembled(parts, before)
+        kept.append(_Placed(rules, minute if by_age else -1, version, changes, self._items.none + 1, parts, force))
         del kept[:-_KEPT]
         self._forget(rules)
         return force
@@ -108,7 +122,10 @@ class Standing:
         """Items have changed, or the book has been told what changes nothing here."""
         parts = self._parts([rule for rule, _, _ in placed.parts], minute)
         if not _same(placed.parts, parts):
-            placed.force = _assembled(parts, self._book.version, self._items.none + 1)
+            # at this minute, and by these rules, only the rows that changed can be others
+            rows = self._changed(placed.changes) if placed.size == self._items.none + 1 else None
+            placed.force = self._assembled(parts, placed, rows)
+            placed.size = self._items.none + 1
         elif placed.version != self._book.version:
             placed.force = replace(placed.force, version=self._book.version)
         placed.parts, placed.changes, placed.version = parts, self._items.changes, self._book.version
@@ -119,13 +136,15 @@ class Standing:
             known = self._wheres[rule.rule_id] = rule, Where(rule.where)
         return known[1]
 
-    def _parts(self, rules: list[Rule], minute: int) -> list[tuple[Rule, Members | None, I32 | None]]:
+    def _parts(self, rules: list[Rule], minute: int) -> list[_Part]:
         """What each rule needs of the catalogue: its members, and of caps the groups."""
-        parts: list[tuple[Rule, Members | None, I32 | None]] = []
+        parts: list[_Part] = []
         for rule in rules:
             where = self._where(rule)
             members = None if rule.action == "frequency" and not rule.where else self._members(where, minute)
-            groups = self._grouped(where, members, rule.by) if rule.action == "cap" and members is not None else None
+            groups = (
+                self._grouped(where, members, rule.by, minute) if rule.action == "cap" and members is not None else None
+            )
             parts.append((rule, members, groups))
         return parts
 
@@ -158,17 +177,27 @@ class Standing:
             self._rows[since] = self._items.changed_since(since)
         return self._rows[since]
 
-    def _grouped(self, where: Where, members: Members, by: str | None) -> I32:
+    def _grouped(self, where: Where, members: Members, by: str | None, minute: int) -> I32:
         """Groups of a cap: all its members one, or those of one value each."""
         codes = None if by is None else self._codes_of(by)
-        key = where.key, by or ""
+        key, minute = (where.key, by or ""), minute if where.by_age else -1
         known = self._groups.get(key)
-        if known is not None and known[0] is members and (codes is None or known[1] is codes):
-            return known[2]
-        groups = np.where(members, np.int32(0) if codes is None else codes, np.int32(-1)).astype(np.int32, copy=False)
-        if known is not None and np.array_equal(known[2], groups):
-            groups = known[2]
-        self._groups[key] = members, groups if codes is None else codes, groups
+        if known is not None and known.members is members and known.codes is codes:
+            known.minute, known.changes = minute, self._items.changes
+            return known.groups
+        rows = None
+        if known is not None and known.minute == minute and len(known.groups) == len(members):
+            rows = self._changed(known.changes)
+        if known is None or rows is None:
+            groups = _groups_at(members, codes, ALL)
+            if known is not None and np.array_equal(known.groups, groups):
+                groups = known.groups
+        else:
+            found, groups = _groups_at(members, codes, rows), known.groups
+            if not np.array_equal(groups[rows], found):
+                groups = groups.copy()
+                groups[rows] = found
+        self._groups[key] = _Groups(members, codes, groups, minute, self._items.changes)
         return groups
 
     def _codes_of(self, by: str) -> I32:
@@ -176,6 +205,7 @@ class Standing:
         known = self._codes.get(by)
         if known is not None and len(known.of_value) > 2 * len(items) + 1_024:  # most are values of long ago
             known = None
+            self._groups = {key: groups for key, groups in self._groups.items() if key[1] != by}
         rows = None if known is None or len(known.codes) != items.none + 1 else self._changed(known.changes)
         if known is None or rows is None:
             of_value = {} if known is None else known.of_value
@@ -214,6 +244,32 @@ class Standing:
             codes = np.where(spoken >= 0, 2 * spoken, codes)
         return codes
 
+    def _assembled(self, parts: list[_Part], before: _Placed | None, rows: I64 | None = None) -> InForce:
+        """`rows`: those in which `parts`, of the same rules, are others than they were."""
+        had, was = ([], None) if before is None else (before.parts, before.force)
+        denying, boosting = _of(parts, "exclude", "only"), _of(parts, "boost")
+        if was is not None and _same(denying, _of(had, "exclude", "only")):
+            allowed = was.allowed
+        else:
+            allowed = _patched(was and was.allowed, denying, _allowed_at, rows)
+        if was is not None and _same(boosting, _of(had, "boost")):
+            boosts = was.boosts
+        else:
+            boosts = _patched(was and was.boosts, boosting, _boosts_at, rows)
+        force = InForce(self._book.version, allowed, boosts, excluding=[rule.rule_id for rule, _, _ in denying])
+        for rule, members, groups in parts:
+            rule_id, value = rule.rule_id, rule.value
+            if rule.action == "frequency":
+                force.frequency.append((rule_id, members, int(value["most"]), int(duration_ms(value["within"]))))
+            elif groups is not None:
+                force.caps.append((rule_id, groups, int(rule.most or 0)))
+            elif members is not None and rule.action == "pin":
+                force.pins.append((rule_id, int(value), members))
+            elif members is not None and rule.action == "share":
+                force.shares.append((rule_id, members, rule.least, rule.most, int(value.get("window", WINDOW))))
+        force.pins.sort(key=lambda pin: pin[1])
+        return force
+
     def _forget(self, rules: list[Rule]) -> None:
         """What no rule has asked for in a while."""
         most = _SPARE + 2 * len(rules)
@@ -228,35 +284,45 @@ class Standing:
             self._codes = {by: codes for by, codes in self._codes.items() if by in {key[1] for key in self._groups}}
 
 
-def _same(a: list[tuple[Rule, Members | None, I32 | None]], b: list[tuple[Rule, Members | None, I32 | None]]) -> bool:
+def _of(parts: list[_Part], *actions: str) -> list[_Part]:
+    return [part for part in parts if part[0].action in actions]
+
+
+def _same(a: list[_Part], b: list[_Part]) -> bool:
     return len(a) == len(b) and all(
-        mine[0] is other[0] and mine[1] is other[1] and mine[2] is other[2] for mine, other in zip(a, b, strict=True)
+        mine is other for one, two in zip(a, b, strict=True) for mine, other in zip(one, two, strict=True)
     )
 
 
-def _assembled(parts: list[tuple[Rule, Members | None, I32 | None]], version: int, size: int) -> InForce:
-    force = InForce(version)
+def _patched(had: Any, parts: list[_Part], at: Callable[[list[_Part], Rows], Any], rows: I64 | None) -> Any:
+    """What `at` makes of all rows, or of `rows` in a copy of what was had."""
+    if had is None or rows is None:
+        return at(parts, ALL)
+    patched = had.copy()
+    patched[rows] = at(parts, rows)
+    return patched
+
+
+def _groups_at(members: Members, codes: I32 | None, rows: Rows) -> I32:
+    inside = members[rows].astype(np.int32) - 1  # 0, and of others -1, all whose bits are set
+    found: I32 = inside if codes is None else codes[rows] | inside
+    return found
+
+
+def _allowed_at(parts: list[_Part], rows: Rows) -> Members | None:
     allowed: Members | None = None
-    boosts: F32 | None = None
-    for rule, members, groups in parts:
-        rule_id, value = rule.rule_id, rule.value
-        if rule.action == "frequency":
-            force.frequency.append((rule_id, members, int(value["most"]), int(duration_ms(value["within"]))))
-            continue
+    for rule, members, _ in parts:
         assert members is not None
-        if rule.action in ("exclude", "only"):
-            allowed = np.ones(size, np.bool_) if allowed is None else allowed
-            allowed &= members if rule.action == "only" else ~members
-            force.excluding.append(rule_id)
-        elif rule.action == "boost":
-            boosts = np.ones(size, np.float32) if boosts is None else boosts
-            np.multiply(boosts, np.float32(value), out=boosts, where=members)
-        elif rule.action == "cap":
-            assert groups is not None
-            force.caps.append((rule_id, groups, int(rule.most or 0)))
-        elif rule.action == "pin":
-            force.pins.append((rule_id, int(value), members))
-        else:
-            force.shares.append((rule_id, members, rule.least, rule.most, int(value.get("window", WINDOW))))
-    force.pins.sort(key=lambda pin: pin[1])
-    return replace(force, allowed=allowed, boosts=boosts)
+        here = members[rows] if rule.action == "only" else ~members[rows]
+        allowed = here if allowed is None else allowed & here
+    return None if allowed is None else allowed.copy()
+
+
+def _boosts_at(parts: list[_Part], rows: Rows) -> F32 | None:
+    boosts: F32 | None = None
+    for rule, members, _ in parts:
+        assert members is not None
+        here = members[rows]
+        boosts = np.ones(len(here), np.float32) if boosts is None else boosts
+        boosts[np.flatnonzero(here)] *= np.float32(rule.value)
+    return boosts
