@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from headrace.streams.clock import EventClock
+from headrace.streams.insight import worth
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import Entry
 from headrace.streams.rules.exposure import Exposure
@@ -65,6 +66,10 @@ def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
             metrics.forwarded.labels(name[1]).inc(amount)
         elif name[0] == "expired":
             metrics.expired.labels(name[1]).inc(amount)
+        elif name[0] == "erasures":
+            metrics.erasures.inc(amount)
+        elif name[0] in worth.COUNTED:
+            worth.report(name, amount, metrics)
     for _ in effects.refused:
         metrics.dead_letters.labels("interactions", "identity").inc()
     for _ in effects.failed:

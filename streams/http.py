@@ -20,6 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from headrace.streams.errors import SettingsError
+from headrace.streams.insight.cost import prices
 from headrace.streams.metrics import Metrics
 from headrace.streams.settings import Settings
 
@@ -54,6 +55,8 @@ class Server:
 
 def serve(metrics: Metrics, *, ready: Callable[[], bool], alive: Callable[[], bool], settings: Settings) -> Server:
     """Starts answering and registers in targets.json. Raises SettingsError where no port can be had."""
+    for resource, price in prices(settings.cost).items():
+        metrics.price.labels(resource, settings.cost.currency).set(price)
     exposition = make_wsgi_app(metrics.registry)
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -24,6 +24,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from headrace.streams.errors import Fatal, SettingsError
+from headrace.streams.insight.cost import traffic
 from headrace.streams.settings import Settings
 
 FENCE_KEY = b"\0fence"
@@ -128,6 +129,7 @@ def produce(
     on_delivery: Callable[[KafkaError | None, Message], None] | None = None,
 ) -> None:
     """Queues one record; waits where librdkafka's queue is full. `partition` -1: by key; `timestamp` 0: now."""
+    traffic.written += len(key or b"") + len(value or b"")
     options: dict[str, Any] = {"headers": headers} if headers else {}
     if on_delivery is not None:
         options["on_delivery"] = on_delivery
@@ -158,7 +160,9 @@ def commit(producer: Producer, *, timeout_s: float = 5) -> bool:
 
 def consume(client: Consumer, limit: int, timeout_s: float) -> list[Message]:
     """Up to `limit` messages, waiting for them up to `timeout_s`; errors are among them (see `check`)."""
-    return cast(list[Message], client.consume(limit, timeout_s))
+    found = cast(list[Message], client.consume(limit, timeout_s))
+    traffic.read += sum(len(message.key() or b"") + len(message.value() or b"") for message in found)
+    return found
 
 
 def check(error: KafkaError) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from headrace.streams.insight.cost import traffic
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _ENTRIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _PROBABILITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.8, 0.95, 1)
@@ -41,6 +43,9 @@ class Metrics:
         self.stage = histogram("stage_duration_seconds", "Time of one stage of one batch", "stage")
         self.commits = counter("transactions_total", "Transactions", "outcome")
         self.recoveries = counter("recoveries_total", "Partitions recovered from the log")
+        registry.register(traffic)
+        self.kafka_bytes = traffic  # a collector of its own
+        self.price = gauge("price", "Prices of the settings", "resource", "currency")
         self.recovery = histogram("recovery_duration_seconds", "Time to recover a partition")
 
         # ingest
@@ -69,10 +74,18 @@ class Metrics:
         self.busy = counter("busy_total", "What crawlers and hot users did: it teaches nothing", "kind")
         self.reward = counter("reward_total", "Reward of decisions, as it comes", "arm")
         self.reward_returned = counter("reward_returned_total", "Reward taken back or negative", "arm")
+        self.revenue = counter("revenue_total", "Money that purchases brought", "arm", "kind")
+        self.margin = counter("margin_total", "The shop's part of it", "arm")
+        self.returned = counter("returned_value_total", "Money given back", "arm")
+        self.purchases = counter("purchases_total", "Purchases that brought money", "arm")
+        self.unpriced = counter("unpriced_total", "Purchases and returns of which nobody knows the price", "type")
+        self.visits = counter("visits_total", "Visits begun", "arm", "kind")
+        self.worth_control = gauge("worth_control", "1 for the arm that the others' worth is held against", "arm")
         self.freshness = histogram("freshness_seconds", "From the shop's send to the committed recommendation")
-        self.identities = counter("identities_total", "Identities: anonymous ids merged into users, or why not", "outcome")
+        self.identities = counter("identities_total", "Anonymous ids merged into users, or why not", "outcome")
         self.forwarded = counter("forwarded_total", "Entries passed on to another user's partition", "kind")
         self.expired = counter("expired_total", "What was forgotten because nothing was heard of it", "kind")
+        self.erasures = counter("erasures_total", "Erasures applied")
         self.state_users = gauge("state_users", "Users with state", "partition")
         self.state_bytes = gauge("state_bytes", "Bytes of user state", "partition")
         self.open_decisions = gauge("open_decisions", "Decisions open", "partition")

@@ -97,6 +97,13 @@ class ContextField(Section):
         return self.kind or ("category" if self.values else "number")
 
 
+class RuleSettings(Section):
+    """What rules can ask for: docs/rules.md."""
+
+    # of an item's attributes; words of up to 128 characters, numbers, booleans. `published`: since when it is there, ms
+    attributes: tuple[str, ...] = ("brand", "seller", "margin", "stock", "promoted", "published")
+
+
 class Live(Section):
     """How it goes live: docs/going-live.md."""
 
@@ -104,6 +111,24 @@ class Live(Section):
     shadow: tuple[str, ...] = ()  # policies that decide beside the arms' own, for the side topic
     shadow_share: float = Field(0.1, ge=0, le=1)  # of the decisions: for so many those of `shadow` decide too
     clock: Literal["wall", "event"] = "wall"  # what worker.max_trigger_age is held against; "event": times made up
+
+
+class Worth(Section):
+    """What counts as money, and as a visit: docs/worth.md."""
+
+    revenue: tuple[str, ...] = ("purchase",)  # event types whose value is a price that the shop gets
+    margin: str = "margin"  # the item attribute that is its margin, as a share of the price
+    visit_gap: Duration = duration_ms("30m")  # a visit begins with what comes so long after anything before
+
+
+class Cost(Section):
+    """Prices: docs/worth.md."""
+
+    currency: str = Field("EUR", pattern=r"^[A-Z]{3}$")
+    core_hour: float = Field(0.0, ge=0)  # of a core that is busy for an hour
+    gib_hour: float = Field(0.0, ge=0)  # of a GiB of memory held for an hour
+    gib_transferred: float = Field(0.0, ge=0)  # from or to Kafka
+    alert_per_million: float = Field(0.0, ge=0)  # events: an alert says when they cost more; 0: never
 
 
 class Identities(Section):

@@ -21,7 +21,17 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.policy.names import BASELINES, POLICIES, TRAINED
-from headrace.streams.sections import ContextField, Duration, Identities, Live, Placement, Section, duration_ms
+from headrace.streams.sections import (
+    ContextField,
+    Cost,
+    Duration,
+    Identities,
+    Live,
+    Placement,
+    Section,
+    Worth,
+    duration_ms,
+)
 
 _SECRET = re.compile(r"password|secret|sasl\.jaas|oauthbearer\.config|ssl\.key\.pem|token", re.IGNORECASE)
 
@@ -256,6 +266,8 @@ class Settings(BaseSettings):
     learner: Learner = Learner()
     gate: Gate = Gate()
     live: Live = Live()
+    worth: Worth = Worth()
+    cost: Cost = Cost()
     metrics: Metrics = Metrics()
 
     @classmethod
@@ -319,6 +331,13 @@ class Settings(BaseSettings):
                 )
             if placement.policy and placement.arms and "policy" not in placement.arms:
                 raise ValueError(f"placements.{name}.policy is for the arm 'policy': add it to the arms there")
+        return self
+
+    @model_validator(mode="after")
+    def _worth_names_types(self) -> Settings:
+        for name in self.worth.revenue:
+            if name not in self.event_types or name == "return":
+                raise ValueError(f"worth.revenue names {name!r}: name a type of [event_types] that brings money")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from headrace.streams.clock import EventClock
 from headrace.streams.decisions import arm_code, recommendation_bytes
 from headrace.streams.describe import Ask
 from headrace.streams.effects import Effects
+from headrace.streams.insight.worth import Worth
 from headrace.streams.people import optout
 from headrace.streams.people.expiry import forget, register, sweep
 from headrace.streams.people.identity import Identities, merged_ids, sent_as
@@ -54,6 +55,7 @@ class Step:
         self.live = engine.recommender.policies.live
         self.effects = Effects(offset, clock=clock, exposure=engine.exposure.copy())
         self.counts = self.effects.counts
+        self.worth = Worth(self.settings, engine.recommender.items, self.live.shares, self.counts)
         self.touched: dict[str, UserState] = {}
         self.gone: set[str] = set()
         self.erasures: dict[bytes, bytes] = {}
@@ -84,6 +86,7 @@ class Step:
             self.counts["events", event.type, "duplicate"] += 1
             return
         self.counts["events", event.type, "applied"] += 1
+        self.worth.visit(event, state)
         refuses = optout.choice(event.type, event.item_id, event.text)
         if refuses is not None:
             state.touch(event.ts)
@@ -96,6 +99,7 @@ class Step:
         outcome, word = self.decisions.join(state, event)
         if word is not None:
             self.counts["outcomes", event.type, word] += 1
+        self.worth.money(event, outcome, word)
         if outcome is not None:
             self.records.append(marked(outcome, busy or private))
             self.effects.rewards[outcome.arm] += outcome.reward
@@ -159,6 +163,7 @@ class Step:
             self.counts["requests", "duplicate"] += 1
             return
         self.counts["requests", "applied"] += 1
+        self.worth.visit(request, state)
         state.touch(request.ts)
         self.requests.append(request)
 

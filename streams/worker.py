@@ -25,6 +25,8 @@ from headrace.streams.ends import EndsWatch
 from headrace.streams.engine import Engine
 from headrace.streams.errors import Fatal, HeadraceError
 from headrace.streams.exactly_once import PartitionedStore, Tables, Transport, UsersTable
+from headrace.streams.insight import worth
+from headrace.streams.insight.cost import traffic
 from headrace.streams.metrics import Metrics
 from headrace.streams.records import decode_batch
 from headrace.streams.serving import Serving
@@ -167,6 +169,7 @@ class Worker:
                 continue
             assignment.waiting.append(message)
             assignment.waiting_bytes += len(message.value or b"")
+            traffic.read += len(message.value or b"")
             if assignment.task is None or assignment.task.done():
                 assignment.task = asyncio.get_running_loop().create_task(self._drain(assignment))
             while assignment.waiting_bytes > _WAITING_BYTES and self._assignments.get(message.partition) is assignment:
@@ -366,6 +369,7 @@ def run(settings: Settings) -> None:
 
     topics.require(settings)
     metrics = Metrics(CollectorRegistry(), "worker")
+    worth.declare(settings, metrics)
     worker = Worker(settings, metrics)
     server = http.serve(metrics, ready=worker.ready, alive=lambda: worker.error is None, settings=settings)
     try:
