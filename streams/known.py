@@ -13,7 +13,7 @@ from headrace.streams.vectors import content_hash
 
 class Known(NamedTuple):
     offset: int
-    digest: bytes  # of everything but the offset and the time
+    digest: bytes  # of everything but the offset and the times
     available: bool
     removed: bool
     pending: bool
@@ -22,12 +22,13 @@ class Known(NamedTuple):
     category: str | None
     price: float | None
     text_version: str
+    since_ms: int  # when the item was first known; 0: by a release that did not say
 
 
 def digest(item: Item) -> bytes:
     """Of what a worker makes use of."""
     said = (
         item.vector_hash, item.price, item.category, item.available, item.title, item.removed, item.pending,
-        item.text_version,
+        item.text_version, item.attributes,
     )  # fmt: skip
     return content_hash(msgspec.msgpack.encode(said)).encode()

@@ -28,6 +28,7 @@ from headrace.streams.sections import (
     Identities,
     Live,
     Placement,
+    RuleSettings,
     Section,
     Worth,
     duration_ms,
@@ -256,6 +257,7 @@ class Settings(BaseSettings):
     placements: dict[str, Placement] = Field(default_factory=lambda: {"default": Placement()})
     context: dict[str, ContextField] = Field(default_factory=dict)
     consumed: Consumed = Consumed()
+    rules: RuleSettings = RuleSettings()
     identities: Identities = Identities()
     catalogue: Catalogue = Catalogue()
     encoder: Encoder = Encoder()

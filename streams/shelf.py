@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.streams import contents, kafka, records, topics
+from headrace.streams.attributes import carried, since
 from headrace.streams.contents import Contents, Encoded, Old, VectorFile
 from headrace.streams.errors import TopicsError
 from headrace.streams.kafka import Message
@@ -246,6 +247,7 @@ class Shelf:
             category=read.category and read.category[:_CATEGORY],
             available=read.available is not False,
             title=read.title and read.title[:_TITLE],
+            attributes=carried(read, self._settings.rules.attributes),
         )
         own = projected(read.vector, self._texts.dim) if read.vector else None
         return Change(message.offset(), sent_ms, text_key, own, item)
@@ -301,7 +303,9 @@ class Shelf:
         """With its vector, or pending. The shop's time goes with the first record of a message alone."""
         sent_ms = 0 if known is not None and known.offset == change.offset else change.sent_ms
         had = Contents() if known is None else known.contents
-        empty = msgspec.structs.replace(change.item, sent_ms=sent_ms, text_version=self._texts.version)
+        since_ms = since(change.item.attributes, change.sent_ms if known is None else known.since_ms)
+        version = self._texts.version
+        empty = msgspec.structs.replace(change.item, sent_ms=sent_ms, since_ms=since_ms, text_version=version)
         if change.text_key and change.text_key not in self._found:
             return msgspec.structs.replace(empty, pending=True, generation=had.number)
         vector = b"" if change.item.removed else fused(self._found.get(change.text_key), change.own)
@@ -387,5 +391,5 @@ class Shelf:
             self._vectors.free(before.vector)
         self._known[item.item_id] = Known(
             item.offset, digest(item), item.available, item.removed, item.pending,
-            had, self._vectors.put(item.vector), item.category, item.price, item.text_version,
+            had, self._vectors.put(item.vector), item.category, item.price, item.text_version, item.since_ms,
         )  # fmt: skip
