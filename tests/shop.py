@@ -100,7 +100,8 @@ class Shop:
             bought = {"item_id": first, "recommendation_id": name, "order_id": f"o-{name}", "value": 9.5}
             self.send("events", user, self.event(user, "purchase", **bought))
             if chance < 0.33:
-                self.send("events", user, self.event(user, "return", item_id=first, order_id=f"o-{name}"))
+                back = self.event(user, "return", item_id=first, order_id=f"o-{name}", value=9.5)
+                self.send("events", user, back)
 
     def _mistake(self) -> None:
         """Rubbish, an unknown field, an outcome of a decision long gone, one of nobody's; or an item changes."""
