@@ -104,7 +104,7 @@ class Shop:
                 self.send("events", user, back)
 
     def _mistake(self) -> None:
-        """Rubbish, an unknown field, an outcome of a decision long gone, one of nobody's; or an item changes."""
+        """Rubbish, an unknown field, an outcome of a decision long gone, one of nobody's; or an item changes, or somebody new comes."""
         user, number = self._random.choice(USERS), next(self._numbers)
         item = ITEMS[number % len(ITEMS)]
         match number % 12:
@@ -119,5 +119,7 @@ class Shop:
                 self.send("events", None, self.event(user, "click", item_id="i1", recommendation_id="foreign"))
             case 4:
                 self.send("items", item["item_id"], {**item, "price": float(number)})
+            case 5:
+                self.visit(f"n{number}")  # somebody new
             case _:
                 pass

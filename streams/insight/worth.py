@@ -106,4 +106,5 @@ def declare(settings: Settings, metrics: Metrics) -> None:
             metrics.visits.labels(arm, kind)
         for family in (metrics.purchases, metrics.margin, metrics.returned):
             family.labels(arm)
-        metrics.worth_control.labels(arm).set(arm == control(settings))
+    if held_against := control(settings):
+        metrics.worth_control.labels(held_against).set(1)
