@@ -104,7 +104,7 @@ class Shop:
                 self.send("events", user, back)
 
     def _mistake(self) -> None:
-        """Rubbish, an unknown field, an outcome of a slate long gone or of nobody's; an item changes, somebody comes."""
+        """Rubbish, an unknown field, an outcome of a slate long gone or of nobody's; an item changes, someone comes."""
         user, number = self._random.choice(USERS), next(self._numbers)
         item = ITEMS[number % len(ITEMS)]
         match number % 12:
