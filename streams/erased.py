@@ -1,4 +1,4 @@
-"""Who asked to be forgotten, or wants no profiling, for commands that read a log: the worker's own rule, over the log instead of a state.
+"""Who asked to be forgotten, or wants no profiling, for commands that read a log: the worker's own rule, over the log.
 
 What a user did up to the time of the erasure is left out; what comes after it is a new user's.
 """
