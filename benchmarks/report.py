@@ -102,6 +102,8 @@ SECTIONS = {
     "online_retail": _written_by("online_retail"),
     "worker_memory": worker_memory,
     "ten_days": _written_by("ten_days"),
+    "live_rules": _written_by("live_rules"),
+    "new_items": _written_by("new_items"),
     "merges": _written_by("merges"),
     "policy_speed": _written_by("policy_speed"),
     "exactness": _written_by("exactness"),

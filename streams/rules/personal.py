@@ -7,7 +7,7 @@ from typing import Literal
 
 from headrace.streams.state import UserState
 
-ITEMS_SHOWN = 512  # a user, the latest: of more the one shown longest ago is forgotten
+ITEMS_SHOWN = 512  # a user: of more the one shown least often is forgotten, and of those the one shown longest ago
 TIMES = 32  # of one item
 
 
@@ -31,7 +31,7 @@ def note_shown(state: UserState, keys: Iterable[int], *, second: int, since: int
     for key in keys:
         shows[key] = [*shows.pop(key, ())[-TIMES + 1 :], second]
     while len(shows) > ITEMS_SHOWN:
-        del shows[next(iter(shows))]
+        del shows[min(shows, key=lambda key: len(shows[key]))]
 
 
 def shown_often(state: UserState, *, most: int, since: int) -> Iterator[int]:
