@@ -95,11 +95,9 @@ class Lapses:
         return state.notes is not None and bool(state.notes.known)
 
     def of_state(self, user: str, state: UserState, *, otherwise_ms: int = 0) -> int | None:
-        """`otherwise_ms`: the event time that counts where the state tells none. Who wants no profiling does not lapse:
-        he would be profiled again."""
-        if refused(state):
-            return None
-        last = 1000 * state.last_second() or otherwise_ms
+        """`otherwise_ms`: the event time that counts where the state tells none, or does not lapse: who wants no
+        profiling would be profiled again. He is looked at as others are, as he may take it back."""
+        last = otherwise_ms if refused(state) else 1000 * state.last_second() or otherwise_ms
         return self._bucket(last, self._known_ms if self.known(user, state) else self._anonymous_ms)
 
     def of_alias(self, alias: Alias) -> int | None:
@@ -170,15 +168,15 @@ def _found(step: Step, keys: list[bytes]) -> Iterator[tuple[bytes, int]]:
     lapses, states = step.engine.lapses, step.engine.states
     for key in keys:
         user = key[1:].decode() if key.startswith(b"u") else None
-        if user is not None and user in step.touched:
-            if user in step.gone:
-                continue
-            then = lapses.of_state(user, step.touched[user])
+        raw = step.marks.get(key) or step.erasures.get(key) or states.get(key)
+        state = step.touched.get(user) if user is not None else None
+        if user in step.gone or (state is None and raw is None):
+            continue
+        if user is None:
+            then = lapses.of(key, raw or b"")
         else:
-            raw = step.marks.get(key) or states.get(key)
-            if raw is None:
-                continue
-            then = lapses.of(key, raw)
+            state = state or UserState.unpack(raw or b"")
+            then = lapses.of_state(user, state, otherwise_ms=step.clock.now if refused(state) else 0)
         if then is not None:
             yield key, then
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from headrace.streams.changelog import Alias, alias_key, decode_alias, encode_alias
 from headrace.streams.partition import partition_of
+from headrace.streams.people import optout
 from headrace.streams.people.merging import absorb
 from headrace.streams.records import Batch, Carried, Entry, Erased, Erasure, Event, Identity, MergeAsk, Request, Unalias
 from headrace.streams.records import encode as encode_record
@@ -158,6 +159,12 @@ class Identities:
             return
         _drop_history(other, before=until // 1000)
         state = step.state(user)
+        if optout.latest(state.note(), other.note()) > 0:  # one of them wants no profiling: it holds for both
+            if not optout.refused(state):
+                step.effects.open_change -= state.pending_count
+                optout.let_go(step, state, user, carried.ts)
+            if not optout.refused(other):
+                optout.let_go(step, other, carried.sent_as, carried.ts)
         for name in absorb(state, other, user=user, sent_as=carried.sent_as, settings=step.settings):
             self._route(Unalias(name, user, carried.ts, carried.sent_ms))
         step.effects.open_change += other.pending_count

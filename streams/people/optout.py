@@ -46,13 +46,19 @@ def choose(step: Step, state: UserState, event: Event, refuses: bool) -> None:
     before = refused(state)
     notes.profiling = second if refuses else -second
     if refuses and not before:
-        while state.pending_count:
-            closed = step.decisions.close_oldest(state, now=step.clock.now, user_id=event.user_id, erased=True)
-            step.closed(closed.arm, closed.closed_as)
-            step.records.append(closed)
+        step.effects.open_change -= state.pending_count
+        let_go(step, state, event.user_id, event.ts)
         forget(state)
-        step.records.append(Erased(event.user_id, event.ts))
         step.engine.recommender.evict(event.user_id)
+
+
+def let_go(step: Step, state: UserState, user: str, ts: int) -> None:
+    """Closes what is open, and learners forget what was shown to the user, also under ids that were merged into him."""
+    while state.pending_count:
+        closed = step.decisions.close_oldest(state, now=step.clock.now, user_id=user, erased=True)
+        step.counts["closed", closed.arm, closed.closed_as] += 1
+        step.records.append(closed)
+    step.records += [Erased(name, ts) for name in (user, *(state.notes.merged if state.notes is not None else ()))]
 
 
 def forget(state: UserState) -> None:
