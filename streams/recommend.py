@@ -20,7 +20,7 @@ from headrace.streams.policies import Policies, Served
 from headrace.streams.reasons import Reasons
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.records import Opened
-from headrace.streams.rules.applied import Bound, Kept, settle
+from headrace.streams.rules.applied import Bound, Kept, settle, shares_of
 from headrace.streams.rules.exposure import Exposure
 from headrace.streams.settings import Settings
 from headrace.streams.shadow import Shadow
@@ -87,6 +87,9 @@ class Recommender:
                 table = self.describer.describe([asks[i] for i in part], states[part], listed, now, exposure)
                 for i, decision in zip(part, self._choose(table, exposure), strict=True):
                     decisions[i] = decision
+        if exposure.accounts:
+            at = self.describer.rules.at
+            exposure.keep((name, share) for name in self._settings.placements for share in shares_of(at(name, now)))
         return decisions
 
     def _choose(self, table: Table, exposure: Exposure) -> list[Decision | None]:
@@ -180,7 +183,7 @@ class Recommender:
             query.items[i][mask].astype(np.float16).tobytes() if full else b"",
             query.scalars[i][mask].tobytes() if full else b"",
             encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
-            restricted=bound.restricts_first(i),
+            restricted=bound.restricts_first(i, int(mask.sum())),
             constraints=bound.logged(i, mask) if full else b"",
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))

@@ -30,9 +30,10 @@ class Bound:
     constraints: Constraints | None
     plans: list[list[Plan]]  # by decision, then by share in force
 
-    def restricts_first(self, i: int) -> bool:
+    def restricts_first(self, i: int, candidates: int) -> bool:
         """Whether the first position of a decision may be drawn from less than all of its candidates."""
-        return bool(self.force.pins) or any(plan.least >= self.ks[i] for plan in self.plans[i])
+        owed = sum(plan.least for plan in self.plans[i])
+        return bool(self.force.pins) or owed >= max(min(self.ks[i], candidates), 1)
 
     def logged(self, i: int, mask: Bool) -> bytes:
         """The constraints of a decision over the candidates of its mask (n,); empty where it has none."""
@@ -124,8 +125,8 @@ def settle(bound: Bound, chosen: I64, sizes: Sequence[int], exposure: Exposure) 
                 kept.bound.append(rule_id)
     for at, (share, (_, members, _, _, _)) in enumerate(zip(shares_of(force), force.shares, strict=True)):
         placed = (members[chosen] & there).sum(axis=1).tolist()
-        for kept, k, plans, n in zip(told, bound.ks, bound.plans, placed, strict=True):
-            exposure.settle(bound.placement, share, k, plans[at], n)
+        for kept, k, plans, n, size in zip(told, bound.ks, bound.plans, placed, sizes, strict=True):
+            exposure.settle(bound.placement, share, k, plans[at], n, size=size)
             if n < plans[at].least:
                 kept.unmet.append(share.rule_id)
             elif plans[at].least or plans[at].most < k:

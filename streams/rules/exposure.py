@@ -5,8 +5,9 @@ Error diffusion, one account a placement, rule and bound, in places:
     owed + share · k = whole places of this slate + what is carried on
 
 A slate that holds more than it owed pays in advance, one that could not pay leaves a debt; both are carried on up to
-CREDIT of the window's places, so that no window is further from the share than that. The account is the partition's
-own and is committed with what it decided.
+CREDIT of the window's places, so that no window is further from the share than that, but one place at least: shares are
+paid in whole ones. Places that a slate could not fill owe nothing. The account is the partition's own and is committed
+with what it decided.
 """
 
 from __future__ import annotations
@@ -52,13 +53,15 @@ class Exposure:
             most = max(self._whole(_name(placement, share, "most"), share.most, k), least)
         return Plan(least, most)
 
-    def settle(self, placement: str, share: Share, k: int, plan: Plan, placed: int) -> None:
-        """The slate holds `placed` of the group."""
-        credit = CREDIT * share.window * k
-        for bound, planned in (("least", plan.least), ("most", plan.most)):
+    def settle(self, placement: str, share: Share, k: int, plan: Plan, placed: int, *, size: int | None = None) -> None:
+        """The slate holds `placed` of the group among its `size` items; None: k."""
+        credit = max(CREDIT * share.window * k, 1.0)
+        free = 0 if size is None else k - size
+        for bound, part, planned in (("least", share.least, plan.least), ("most", share.most, plan.most)):
             name = _name(placement, share, bound)
-            if name in self.accounts:
-                self.accounts[name] = min(max(self.accounts[name] + planned - placed, -credit), credit)
+            if name in self.accounts and part is not None:
+                account = self.accounts[name] + planned - placed - part * free
+                self.accounts[name] = min(max(account, -credit), credit)
 
     def keep(self, names: Iterable[tuple[str, Share]]) -> None:
         """Forgets the accounts of all rules but these, by placement."""

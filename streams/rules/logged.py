@@ -36,7 +36,7 @@ def pack(constraints: Constraints, row: int, mask: Bool, *, places: int) -> byte
         None if c.boosts is None else c.boosts[row][mask].tobytes(),
         None if c.penalty is None else float(c.penalty[row]),
         [(cap.groups[row][mask].tobytes(), int(cap.most[row])) for cap in c.caps],
-        [(pin.position, _bits(pin.members[row][mask])) for pin in c.pins],
+        [(pin.position, _bits(pin.members[row][mask])) for pin in c.pins if pin.position < places],
         [(_bits(quota.members[row][mask]), int(quota.least[row])) for quota in c.quotas],
         places,
     )

@@ -24,12 +24,13 @@ def touch_cart(state: UserState, key: int, *, what: Literal["", "add", "remove"]
 
 
 def note_shown(state: UserState, keys: Iterable[int], *, second: int, since: int) -> None:
-    """The items were shown to the user at `second`; what was shown before the second `since` no rule asks for."""
+    """The items were shown to the user at `second`, in whatever order that is told; what was shown before the second
+    `since` no rule asks for."""
     notes = state.note()
     shows = {key: kept for key, seconds in notes.shows.items() if (kept := [s for s in seconds if s >= since])}
     notes.shows = shows
     for key in keys:
-        shows[key] = [*shows.pop(key, ())[-TIMES + 1 :], second]
+        shows[key] = sorted([*shows.pop(key, ()), second])[-TIMES:]
     while len(shows) > ITEMS_SHOWN:
         del shows[min(shows, key=lambda key: len(shows[key]))]
 

@@ -40,6 +40,23 @@ def test_a_most_share_is_kept(natural):
     assert shares.min() >= 0.24
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_share_of_few_places_is_paid_too(k):
+    """Less than a place of credit would never become a whole one."""
+    assert shown(Exposure(), Share("new", 0.05, None, 100), 0.0, 4_000, k=k).sum() == pytest.approx(200 * k, abs=2)
+    assert shown(Exposure(), Share("brand", None, 0.05, 100), 1.0, 4_000, k=k).sum() == pytest.approx(200 * k, abs=2)
+
+
+def test_a_share_is_one_of_the_places_that_were_filled():
+    """A slate that nobody got, or a short one, owes nothing for the places that it has not."""
+    share, exposure = Share("r", 0.2, 0.2, 10_000), Exposure()
+    for size in (0, 0, 5, 0):
+        plan = exposure.plan("home", share, 10)
+        exposure.settle("home", share, 10, plan, min(plan.least, size), size=size)
+    assert list(exposure.accounts.values()) == pytest.approx([1 - 2, 1 - 2])
+    assert exposure.plan("home", share, 5).least == 0
+
+
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), max_size=60), st.floats(0, 1), st.floats(0, 1))
 def test_a_plan_is_possible_and_debts_are_bounded(slates, one, other):
     least, most = sorted((one, other))

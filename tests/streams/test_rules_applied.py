@@ -5,6 +5,8 @@ import pytest
 
 from headrace.streams.records import Opened
 from headrace.streams.rules.in_force import InForce
+from headrace.streams.rules.personal import note_shown, shown_often
+from headrace.streams.state import UserState
 from headrace.streams.versions import make_policy
 from tests.engine import DAY, HOUR, ITEMS, T0, Log, event, ids, request
 
@@ -158,3 +160,36 @@ def test_propensities_of_a_position_sum_to_one_over_what_rules_leave(under, memb
         served = make_policy(engine.settings, decision.opened.policy, dim=found.dim)
         chosen, _, _ = records._rescored([decision], served, 10)
         assert np.allclose(chosen[0, : decision.size], np.frombuffer(decision.propensities, "<f8"))
+
+
+def test_shares_that_owe_the_whole_slate_restrict_its_first_position(under, members):
+    """Neither share owes it alone. 1/p of such a position does not tell how many candidates there were."""
+    halves = [("toys", members("toys"), 0.5, None, 100), ("shoes", members("shoes"), 0.5, None, 100)]
+    log = under(Rules(shares=halves), placements={"default": {"k": 4}})
+    (slate,) = log.write(event("click", item="coffee-0"))
+    assert slate["items"][0]["propensity"] == pytest.approx(0.9 + 0.1 / 8), "of eight, not of fifteen"
+    assert all(o.restricted for o in log.of(Opened)) and not log.effects.calibration
+
+
+def test_a_share_that_owes_all_that_is_left_restricts_the_first_position(under, members):
+    log = under(Rules(shares=[("toys", members("toys"), 0.5, None, 100)]), placements={"default": {"k": 4}})
+    log.write(request(candidates=["toys-0", "shoes-0"]), request(user="v", candidates=["toys-0", *NAMES[:8]]))
+    assert [o.restricted for o in log.of(Opened)] == [True, False]
+
+
+def test_accounts_of_shares_that_are_gone_go_too(under, members):
+    rules = Rules(shares=[("toys", members("toys"), 0.25, 0.5, 100)])
+    log = under(rules)
+    log.write(event("click", item="shoes-0"))
+    assert len(log.engine.exposure.accounts) == 2
+    rules.force = InForce(version=8, shares=[("shoes", members("shoes"), 0.25, None, 100)])
+    log.write(event("click", item="shoes-0"))
+    assert list(log.engine.exposure.accounts) == ["default\0shoes\0least"]
+
+
+def test_what_was_shown_counts_by_its_time_also_where_it_is_told_late():
+    state = UserState()
+    for second in (100, 40, 101):
+        note_shown(state, [7], second=second, since=0)
+    assert list(shown_often(state, most=2, since=60)) == [7]
+    assert not list(shown_often(state, most=3, since=60))
