@@ -1,7 +1,7 @@
 """Declared context fields and the placement, as numbers.
 
     category    a column a value: 1 for the one that came
-    number      divided by its scale
+    number      divided by its scale, at most LARGEST either way
     hour        sin and cos of the time of day: 23:30 lies beside 00:30
     weekday     sin and cos of the day of the week, whichever day is 0
     placement   a column each
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from headrace.streams.records import Context
 from headrace.streams.settings import Settings
 
+LARGEST = 100.0  # of a number: learning takes no more, and beyond it one value would decide alone
 _TURN = {"hour": 24.0, "weekday": 7.0}  # of so many one turn of the circle is
 
 
@@ -56,7 +57,7 @@ class ContextEncoder:
             for name, (column, scale) in self._numbers.items():
                 value = context.get(name)
                 if isinstance(value, (int, float)) and math.isfinite(value):
-                    out[i, column] = value / scale
+                    out[i, column] = min(max(value / scale, -LARGEST), LARGEST)
             for name, (column, turn) in self._circles.items():
                 value = context.get(name)
                 if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= turn:

@@ -29,6 +29,11 @@ def test_a_number_is_scaled_and_what_is_none_is_zero():
     assert rows[:, 0].tolist() == [0.5, 0, 0]
 
 
+def test_a_number_out_of_all_bounds_counts_as_the_largest_that_is_learned_from():
+    rows = encode({"price": {"scale": 2}}, {"price": 1e300}, {"price": -1e39}, {"price": 250.0}, {"price": 150.0})
+    assert rows[:, 0].tolist() == [100, -100, 100, 75]
+
+
 def test_midnight_lies_beside_half_past_eleven():
     rows = encode({"time": {"kind": "hour"}}, *({"time": hour} for hour in (23.5, 0, 0.5, 12)))[:, :2]
     assert np.allclose(np.linalg.norm(rows, axis=1), 1)
