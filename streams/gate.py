@@ -301,6 +301,9 @@ class GatePart:
             return
         try:
             self.commands = int(record.meta["commands"])  # obeyed once, whatever else is in the record
+            if "live" in record.meta and not self.live.resume(str(record.meta["live"])):  # none in the release before's
+                log.warning("[live] or [arms] are others than when shares or mode were commanded: settings stand")
+                self._dirty = True
             arrays, meta = arrays_of(record)
             staged = json.loads(str(meta["staged"]))
             self._checked, self._entries = int(meta["checked"]), int(meta["entries"])
@@ -308,9 +311,6 @@ class GatePart:
             self.staging.resume(latest.values(), staged)
             self.frozen.resume(str(meta["frozen"]), among=LEARNED)
             self.known = record.offset
-            if "live" in meta and not self.live.resume(str(meta["live"])):  # a record of the release before has none
-                log.warning("[live] or [arms] are others than when shares or mode were commanded: settings stand")
-                self._dirty = True
             same = said and comparable and meta.get("split", self._split) == self._split
             champion = json.loads(str(meta["serves"])).get(_GUARDED)
             self.serves = said or self.serves

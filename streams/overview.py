@@ -12,6 +12,7 @@ from headrace.policy.snapshot import unpack
 from headrace.streams.commands import Done, history, latest
 from headrace.streams.errors import HeadraceError
 from headrace.streams.gate import PART
+from headrace.streams.gate_commands import ALL
 from headrace.streams.live import Live
 from headrace.streams.records import PolicyVersion
 from headrace.streams.settings import NONE, Settings, policy_of_arm
@@ -27,7 +28,8 @@ def policies(settings: Settings) -> list[dict[str, Any]]:
 
 
 def policy(settings: Settings, name: str) -> dict[str, Any]:
-    """`policies`' entry of one policy, with its staged versions and its history, latest first.
+    """`policies`' entry of one policy, with its staged versions and its history, its arms' and the
+    mode's too, latest first.
 
     Raises HeadraceError where no arm runs it.
     """
@@ -35,7 +37,8 @@ def policy(settings: Settings, name: str) -> dict[str, Any]:
     arms = _by_arm(settings, records)
     if name not in arms:
         raise HeadraceError(f"no arm runs {name!r}: choose one of {', '.join(arms)}")
-    lines = [done for done in history(records) if done.policy == name][-_SHOWN:]
+    about = {name, ALL, *arms[name]}  # a ramp is of an arm, the mode of all
+    lines = [done for done in history(records) if done.policy in about][-_SHOWN:]
     return {
         **_entry(settings, records, name),
         "staged": [version for _, version in _gate(records).get("staged", {}).get(name, [])],

@@ -326,6 +326,8 @@ class Settings(BaseSettings):
             for arm in placement.arms:
                 if arm not in self.arms.shares:
                     raise ValueError(f"placements.{name} names the arm {arm!r}: give it a share in [arms.shares]")
+                if policy_of_arm(self, arm) == NONE:
+                    raise ValueError(f"placements.{name} names the arm {arm!r}, which gets no slates: name another arm")
             if placement.policy in TRAINED and placement.policy != self.policy.name:
                 raise ValueError(
                     f"placements.{name}.policy: {placement.policy} learns nothing from traffic and is what policy.start"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from headrace.policy.base import Slates
@@ -13,6 +15,7 @@ from headrace.streams.policies import Policies
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.settings import NONE, Settings
 
+log = logging.getLogger("headrace.worker")
 ARM = "shadow"  # what such a slate's message calls its arm
 _SALT = 6
 
@@ -25,6 +28,7 @@ class Shadow:
         self._items, self._policies = items, policies
         self._below = settings.live.shadow_share * 2.0**64
         self._asked = bool(settings.live.shadow)
+        self._failed: set[tuple[str, int]] = set()  # versions of which it has been said
 
     def beside(self, table: Table, k: int, *, encoder_version: str) -> dict[int, list[tuple[str, bytes]]]:
         """(policy, message) by row of the table. The message bears the `recommendation_id` of the decision itself."""
@@ -37,7 +41,13 @@ class Shadow:
             return found
         part = table.take(members)
         for policy in served:
-            slates = policy.policy.decide(part.query, k, part.bound.constraints)
+            try:
+                slates = policy.policy.decide(part.query, k, part.bound.constraints)
+            except Exception as error:  # nobody waits for it, and what is served is decided
+                if (policy.name, policy.version) not in self._failed:
+                    self._failed.add((policy.name, policy.version))
+                    log.warning("%s version %s fails in shadow: %r", policy.name, policy.version, error)
+                continue
             name = PolicyName(policy.name, policy.version, ARM)
             for at, row in enumerate(members):
                 message = self._message(part, slates, at, name, encoder_version)

@@ -14,6 +14,7 @@ from headrace.export.item_tower import ItemTower
 from headrace.policy.snapshot import pack
 from headrace.streams import overview
 from headrace.streams.engine import Engine
+from headrace.streams.gate import GatePart
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
@@ -130,6 +131,9 @@ def test_the_list_tells_shares_mode_and_holdout(monkeypatch: pytest.MonkeyPatch)
     ]
     told = overview.as_lines(entries)
     assert told[1].split()[:3] == ["linucb", "policy", "50%"] and "no slates" in told[3]
+    shown = overview.policy(settings, "linucb")
+    assert [(line["action"], line["policy"]) for line in shown["history"]] == [("shadow", "all"), ("ramp", "policy")]
+    assert [line["action"] for line in overview.policy(settings, "popular")["history"]] == ["shadow"]
     assert told[-1].startswith("in shadow: slates go to `recommendations-shadow`")
 
 
@@ -197,6 +201,21 @@ def test_a_holdouts_users_are_counted_and_get_no_slate(make_log: Any) -> None:
     assert [opened.user_id for opened in log.of(Opened)] == [slate["user_id"] for slate in slates]
 
 
+def test_a_placement_cannot_name_a_holdout_as_who_decides() -> None:
+    with pytest.raises(ValidationError, match=r"placements\.page names the arm 'holdout', which gets no slates"):
+        Settings(arms={"shares": {"policy": 0.9, "holdout": 0.1}}, placements={"page": {"arms": ["holdout"]}})
+
+
+def test_a_policy_in_shadow_that_fails_takes_no_slate_from_anybody(make_log: Any) -> None:
+    events = [event(user=user, item="toys-0") for user in USERS[:5]]
+    served = make_log(arms={"shares": {"popular": 1.0}}).write(*events)
+    log = make_log(arms={"shares": {"popular": 1.0}}, live={"shadow": ["random", "popular"], "shadow_share": 1.0})
+    policies = log.engine.recommender.policies
+    policies._served["random"].policy.floor = None  # no number: it can draw nothing
+    assert log.write(*events) == served and not log.effects.failed
+    assert {msgspec.json.decode(m)["policy"]["name"] for _, m in log.effects.shadow} == {"popular"}
+
+
 def test_a_policy_in_shadow_decides_the_same_query_and_touches_nothing(make_log: Any) -> None:
     events = [event(user=user, item=ITEMS[n % len(ITEMS)][0]) for n, user in enumerate(USERS[:60])]
     plain = make_log(arms={"shares": {"popular": 1.0}})
@@ -236,6 +255,15 @@ def test_what_is_old_by_the_clock_is_learned_and_gets_no_slate(make_log: Any) ->
     [slate] = write(event(user="late", item="toys-1", at=at), not_before=at - 1)
     assert slate["items"], "its history is complete"
     assert len(log.engine.states) >= 4
+
+
+def test_the_mode_commanded_outlasts_a_record_whose_arrays_are_damaged() -> None:
+    shop = Shop(make_settings())
+    command(shop, "shadow", "all")
+    shop.play(Feed(), EVEN, 1)
+    gate = GatePart(shop.settings)
+    gate.resume([msgspec.structs.replace(shop.published["gate"], arrays=b"damaged")], offset=0)
+    assert gate.live.in_shadow and gate.commands == 0
 
 
 def test_a_damaged_record_of_how_to_serve_is_refused() -> None:
