@@ -6,7 +6,8 @@ import numpy as np
 
 from headrace.policy.base import F32, F64, I64, Bool
 from headrace.policy.few import EpsilonGreedyRow, InverseGapRow, RowChoice
-from headrace.policy.slates import Greedy, Left, boosted
+from headrace.policy.left import Left
+from headrace.policy.slates import Greedy, boosted
 
 
 class EpsilonGreedy:

@@ -179,7 +179,7 @@ class InverseGapRow:
 
 
 class LeftRow:
-    """The candidates left, in the order that `slates.Left` has them."""
+    """The candidates left, in the order that `left.Left` has them."""
 
     def __init__(self, mask: Bool) -> None:
         self.order: list[int] = np.flatnonzero(mask).tolist()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.policy.base import F32, F64, I64, U64, Bool, Slates
 from headrace.policy.few import FEW, EvenRow, GreedyRow, RowChoice, SoftmaxRow, VotesRow, sample_few
+from headrace.policy.left import Left
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ALMOST_ONE = np.nextafter(1.0, 0.0)
@@ -305,41 +306,6 @@ def boosted(scores: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
     """Scores above zero times their factor, those below divided by it; shapes broadcast."""
     raised: NDArray[Any] = np.where(scores > 0, scores * factors, scores / factors)
     return raised
-
-
-class Left:
-    """The candidates left in each row: the r-th one, and taking one out, cost the same for every n."""
-
-    def __init__(self, mask: Bool) -> None:
-        rows, n = mask.shape
-        self.count = mask.sum(axis=1)
-        self._start: I64 = np.arange(rows) * n
-        order = np.argsort(~mask, axis=1, kind="stable")  # the first `count` of a row are those left
-        place = np.empty_like(order)
-        np.put_along_axis(place, order, np.arange(n)[None, :], axis=1)
-        self._order, self._place = order.ravel(), place.ravel()
-
-    def there(self) -> Bool:
-        """(B, n) True for those left."""
-        there: Bool = self._place.reshape(len(self.count), -1) < self.count[:, None]
-        return there
-
-    def nth(self, rank: I64) -> I64:
-        nth: I64 = self._order[self._start + rank]
-        return nth
-
-    def drop(self, gone: Bool) -> None:
-        """Takes the candidates of `gone` (B, n) out; those left stand in their order from there on."""
-        self.__init__(self.there() & ~gone)  # type: ignore[misc]
-
-    def remove(self, rows: I64, gone: I64) -> None:
-        self.count[rows] -= 1
-        start = self._start[rows]
-        last = self._order[start + self.count[rows]]
-        place = self._place[start + gone]
-        self._order[start + place] = last
-        self._place[start + last] = place
-        self._place[start + gone] = self.count[rows]
 
 
 def sample(choice: Choice, mask: Bool, scores: F32, k: int, *, floor: float, streams: U64) -> Slates:

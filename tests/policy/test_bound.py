@@ -73,6 +73,17 @@ def test_a_decision_alone_is_the_one_in_the_batch(policies, name):
             assert np.array_equal(alone.propensities[0], together.propensities[i])
 
 
+@pytest.mark.parametrize("name", ["lints", "softmax", "squarecb", "epsilon_greedy", "random"])
+def test_a_group_that_ends_beside_a_decision_changes_no_draw_of_it(policies, name):
+    policy = policies[name]
+    for seed in range(30):
+        query = make_query(policy, rows=6, n=N, seed=seed)
+        bound = Constraints(caps=(Cap(np.tile(np.arange(N) % 3, (6, 1)).astype(np.int32), np.array([K] * 5 + [1])),))
+        together = policy.decide(query, K, bound).index
+        free = policy.decide(query, K, bound.take([0] * 6)).index
+        assert np.array_equal(together[:5], free[:5])
+
+
 @pytest.mark.parametrize("name", ["lints", "softmax", "squarecb", "epsilon_greedy", "popular"])
 def test_drawn_as_often_as_told(policies, name):
     policy, times = policies[name], 4_000
