@@ -132,6 +132,7 @@ class Recommender:
             vectors=vectors.astype(np.float16),
             scalars=columns,
             full=random_words(query.streams, 1, salt=4)[:, 0] < self._full_below,
+            choices=query.mask.sum(axis=1).tolist(),
         )
         return [
             self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i], kept[i], table.bound)
@@ -183,10 +184,10 @@ class Recommender:
             query.items[i][mask].astype(np.float16).tobytes() if full else b"",
             query.scalars[i][mask].tobytes() if full else b"",
             encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
-            restricted=bound.restricts_first(i, int(mask.sum())),
+            restricted=bound.restricts_first(i, picked.choices[i]),
             constraints=bound.logged(i, mask) if full else b"",
         )  # fmt: skip
-        return Decision(message, opened, keys, served.name, propensities.tolist(), int(mask.sum()))
+        return Decision(message, opened, keys, served.name, propensities.tolist(), picked.choices[i])
 
 
 @dataclass(frozen=True)
@@ -198,3 +199,4 @@ class _Picked:
     vectors: NDArray[np.float16]
     scalars: F32
     full: NDArray[np.bool_]  # (B,) decisions whose whole candidate table is logged
+    choices: list[int]  # (B,) candidates
