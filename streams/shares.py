@@ -1,7 +1,7 @@
 """Which arm a user is in: every place in [0, 1) belongs to an arm, and a user's place is a stable hash. Pure.
 
 A share that moves takes or gives as many places as it moves by, and no other user changes his arm. What comes back goes
-home: a share that is put back to the settings' has its users of before.
+home: a move that is taken back leaves every user where he was.
 """
 
 from __future__ import annotations
