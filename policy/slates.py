@@ -172,7 +172,8 @@ class Votes:
         np.add.at(self._counts, self._start[again // self._draws] + top, 1)
 
     def boost(self, factors: F32) -> None:
-        np.copyto(self._by_row, boosted(self._by_row, factors[:, None, :]))
+        rows, columns = np.nonzero(factors != 1)
+        self._by_row[rows, :, columns] = boosted(self._by_row[rows, :, columns], factors[rows, columns, None])
         self._vote()
 
     def lower(self, by: F32) -> None:

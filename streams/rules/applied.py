@@ -143,6 +143,9 @@ def _reached(groups: NDArray[np.int32], most: int) -> Bool:
     if most == 1:
         one: Bool = np.any(groups >= 0, axis=1)
         return one
+    if groups.max(initial=-1) <= 0:  # one group
+        enough: Bool = np.count_nonzero(groups == 0, axis=1) >= most
+        return enough
     same = (groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]
     full: Bool = np.any(same.sum(axis=2) >= most, axis=1)
     return full
