@@ -131,6 +131,7 @@ class Decoder:
     def __init__(self, settings: Settings, *, unknown: Callable[[str, int], None] | None = None) -> None:
         self._types = settings.event_types
         self._placements = settings.placements
+        self._attributes = settings.rules.attributes
         self._max_ahead_ms = settings.ingest.max_ahead
         self._event = _Json("events", _Event, unknown)
         self._request = _Json("requests", _Request, unknown)
@@ -254,7 +255,7 @@ class Decoder:
                 self._check_placement(m.placement)
             if m.until is not None:
                 _check_past(m.until, "until")
-            if (sentence := fault(m)) is not None:
+            if (sentence := fault(m, attributes=self._attributes)) is not None:
                 _refuse("rule", sentence)
             return m
         except _Refused as refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from headrace.streams.sections import duration_ms
 POSITIONS = 100
 BOOSTS = (0.1, 10.0)
 WINDOW = 10_000  # slates that a share is kept over, where the rule says nothing
+_OF_EVERY_ITEM = ("category", "price", "item_id", "age")
 _NEEDS_WHERE = ("only", "pin", "boost", "share")
 
 
@@ -44,8 +46,20 @@ class Rule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True
         return self.value.get("most") if self.action in ("cap", "share", "frequency") else None
 
 
-def fault(rule: Rule) -> str | None:
-    """What is wrong with a rule, in one sentence that says what to do; None where nothing is."""
+def fault(rule: Rule, *, attributes: Collection[str]) -> str | None:
+    """What is wrong with a rule, in one sentence that says what to do; None where nothing is.
+
+    `attributes` are those that items carry: `rules.attributes` of the settings.
+    """
+    wrong = _fault(rule)
+    asked = {*(rule.where or ()), *([rule.by] if rule.by else ())} if wrong is None else set()
+    if unknown := sorted(asked - {*_OF_EVERY_ITEM, *attributes}):
+        known = ", ".join((*_OF_EVERY_ITEM, *attributes))
+        return f"items carry no {unknown[0][:40]!r} here: ask for one of {known}, or add it to rules.attributes"
+    return wrong
+
+
+def _fault(rule: Rule) -> str | None:
     action, value = rule.action, rule.value
     if not rule.where and action in _NEEDS_WHERE:
         return f'{action} needs a where: say which items, such as {{"category": "sport"}}'

@@ -13,7 +13,10 @@ from headrace.streams.rules.book import RuleBook
 from headrace.streams.settings import Settings
 
 NOW = 1_790_000_000_000
-SETTINGS = Settings(placements={"home": {}, "cart": {}})  # type: ignore[dict-item]
+SETTINGS = Settings(
+    placements={"home": {}, "cart": {}},  # type: ignore[dict-item]
+    rules={"attributes": ["brand", "stock", "size", "b"]},  # type: ignore[arg-type]
+)
 SPORT = {"category": "sport"}
 
 
@@ -161,6 +164,8 @@ def test_least_shares_of_a_placement_sum_with_those_of_all_placements() -> None:
         {"action": "frequency", "value": {"most": 33, "within": "7d"}},
         {"action": "frequency", "value": {"most": 3, "within": "a week"}},
         {"action": "frequency", "value": {"most": 3}},
+        {"action": "exclude", "where": {"brnad": "x"}},
+        {"action": "cap", "value": {"by": "colour", "most": 1}},
     ],
 )
 def test_a_rule_that_cannot_be_kept_has_no_effect_and_says_why(rule: dict[str, Any]) -> None:
@@ -168,6 +173,14 @@ def test_a_rule_that_cannot_be_kept_has_no_effect_and_says_why(rule: dict[str, A
     put(book, "r", 0, action="exclude", where=SPORT)
     put(book, "r", 1, **rule)
     assert ids(book) == [] and len(book.refused(NOW)["r"]) > 20
+
+
+def test_a_rule_about_what_items_do_not_carry_says_what_they_carry() -> None:
+    """Else an `exclude` with a slip of the pen would exclude nothing, and nobody would know."""
+    book = RuleBook(SETTINGS)
+    put(book, "r", 0, action="exclude", where={"brnad": "x"})
+    assert "'brnad'" in book.refused(NOW)["r"] and "brand" in book.refused(NOW)["r"]
+    assert "rules.attributes" in book.refused(NOW)["r"]
 
 
 def test_a_rule_stands_under_its_own_key() -> None:
