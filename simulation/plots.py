@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from headrace.simulation.intervals import Estimate
+from headrace.streams.insight.page import INK, Drawing, draw
 
 COLOURS = {  # told apart also by people who do not see every colour (Okabe & Ito 2008)
     "policy": "#0072b2",
@@ -25,26 +21,9 @@ COLOURS = {  # told apart also by people who do not see every colour (Okabe & It
     "random": "#8c8c8c",
     "oracle": "#009e73",
 }
-_INK, _GRID = "#010203", "#040506"  # stand for the page's own colours
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "lines.linewidth": 2.0,
-    "lines.solid_capstyle": "round",
-}
+
+
+_STYLE = {"axes.grid": True, "axes.grid.axis": "y", "lines.linewidth": 2.0, "lines.solid_capstyle": "round"}
 
 
 @dataclass(frozen=True)
@@ -57,35 +36,8 @@ class Course:
     high: NDArray[np.float64]
 
 
-class _Drawing:
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), layout="constrained")
-        self.svg = ""
-
-    def axes(self) -> Axes:
-        axes: Axes = self.figure.subplots()
-        axes.tick_params(length=0)
-        axes.grid(visible=False, axis="x")
-        return axes
-
-
-@contextmanager
-def _draw(name: str, alt: str, *, width: float = 5.6, height: float = 3.1) -> Iterator[_Drawing]:
-    style: Any = {**_STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style):
-        drawing = _Drawing(width, height)
-        yield drawing
-        out = io.StringIO()
-        drawing.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
-    # An id is the page's, not the plot's alone.
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
-    drawing.svg = svg.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
+def _draw(name: str, alt: str, *, width: float = 5.6, height: float = 3.1) -> AbstractContextManager[Drawing]:
+    return draw(name, alt, width=width, height=height, style=_STYLE)
 
 
 def reward(courses: Mapping[str, Course]) -> str:
@@ -139,7 +91,7 @@ def arms(estimates: Mapping[str, Estimate]) -> str:
             axes.plot([e.low, e.high], [place, place], color=colour, linewidth=5, alpha=0.35)
             axes.plot([e.mean], [place], "o", color=colour, markersize=9)
             axes.annotate(
-                f"{e.mean:.3f}", (e.mean, place), xytext=(0, 9), textcoords="offset points", ha="center", color=_INK
+                f"{e.mean:.3f}", (e.mean, place), xytext=(0, 9), textcoords="offset points", ha="center", color=INK
             )
         axes.set_yticks(range(len(shown)), [name.replace("_", " ") for name in reversed(shown)])
         axes.set_ylim(-0.5, max(len(shown) - 0.4, 0.5))
@@ -180,7 +132,7 @@ def delays(ms: NDArray[np.float64]) -> str:
             axes.hist(np.clip(ms, 0, top), bins=60, color="#0072b2", alpha=0.85)
             for q, label, line in ((0.5, "median", 1), (0.99, "p99", 2)):  # on two lines: they may stand close
                 x = float(np.quantile(ms, q))
-                axes.axvline(x, color=_INK, linewidth=1, linestyle=":")
+                axes.axvline(x, color=INK, linewidth=1, linestyle=":")
                 side = ("right", -4) if x > 0.7 * top else ("left", 4)
                 axes.annotate(
                     f"{label} {x:,.0f} ms",

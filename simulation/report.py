@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from headrace.simulation import plots
 from headrace.simulation.intervals import Estimate
 from headrace.simulation.plots import Course
+from headrace.streams.insight.page import STYLE, template, tile
 
 TERMS = (
     ("decision", "one slate made for one user at one moment. Only decisions whose slate was really shown are counted."),
@@ -69,10 +68,11 @@ def write(run: Run, folder: Path) -> Path:
 
 
 def render(run: Run) -> str:
-    page = Template(files("headrace.simulation").joinpath("report.html").read_text(encoding="utf-8"))
+    page = template("headrace.simulation", "report.html")
     return page.substitute(
+        style=STYLE,
         lead=_lead(run),
-        tiles="".join(_tile(*tile) for tile in _tiles(run)),
+        tiles="".join(tile(*each) for each in _tiles(run)),
         reward=plots.reward(run.courses),
         arms=plots.arms(run.arms),
         arms_table=_arms_table(run),
@@ -117,10 +117,6 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles.append((f"{run.summary['recommendations']:,}", "recommendations", f"{run.summary['events_sent']:,} events"))
     tiles.append((f"{run.summary['policy_versions']:,}", "policy versions", "published while serving"))
     return tiles
-
-
-def _tile(figure: str, what: str, note: str) -> str:
-    return f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span><small>{escape(note)}</small></div>'
 
 
 def _arms_table(run: Run) -> str:

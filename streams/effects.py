@@ -41,35 +41,27 @@ class Effects:
 
 def report(effects: Effects, metrics: Metrics, *, now_ms: int) -> None:
     """Counts committed effects on the process's metrics."""
-    for name, amount in effects.counts.items():
-        if name[0] == "events":
-            metrics.events.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "outcomes":
-            metrics.outcomes.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "decisions":
-            metrics.decisions.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "closed":
-            metrics.closed.labels(name[1], name[2]).inc(amount)
-        elif name[0] == "pending_capped":
-            metrics.pending_capped.inc(amount)
-        elif name[0] == "busy":
-            metrics.busy.labels(name[1]).inc(amount)
-        elif name[0] == "shadow":
-            metrics.shadow_slates.labels(name[1]).inc(amount)
-        elif name[0] == "held_out":
-            metrics.held_out.labels(name[1]).inc(amount)
-        elif name[0] == "stale_triggers":
-            metrics.stale_triggers.inc(amount)
-        elif name[0] == "identities":
-            metrics.identities.labels(name[1]).inc(amount)
-        elif name[0] == "forwarded":
-            metrics.forwarded.labels(name[1]).inc(amount)
-        elif name[0] == "expired":
-            metrics.expired.labels(name[1]).inc(amount)
-        elif name[0] == "erasures":
+    counters = {
+        "events": metrics.events,
+        "outcomes": metrics.outcomes,
+        "decisions": metrics.decisions,
+        "closed": metrics.closed,
+        "pending_capped": metrics.pending_capped,
+        "busy": metrics.busy,
+        "shadow": metrics.shadow_slates,
+        "held_out": metrics.held_out,
+        "stale_triggers": metrics.stale_triggers,
+        "identities": metrics.identities,
+        "forwarded": metrics.forwarded,
+        "expired": metrics.expired,
+    }
+    for (kind, *labels), amount in effects.counts.items():
+        if kind in counters:
+            (counters[kind].labels(*labels) if labels else counters[kind]).inc(amount)
+        elif kind == "erasures":
             metrics.erasures.inc(amount)
-        elif name[0] in worth.COUNTED:
-            worth.report(name, amount, metrics)
+        elif kind in worth.COUNTED:
+            worth.report((kind, *labels), amount, metrics)
     for _ in effects.refused:
         metrics.dead_letters.labels("interactions", "identity").inc()
     for _ in effects.failed:

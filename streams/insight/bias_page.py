@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
-from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from headrace.streams.errors import HeadraceError
 from headrace.streams.insight.bias import Figures
+from headrace.streams.insight.page import INK, STYLE, draw, template, tile
 
 CATALOGUE, SHOWN, CLICKED, BOUGHT = "#8c8c8c", "#0072b2", "#e69f00", "#009e73"  # Okabe & Ito 2008
-_INK, _GRID = "#010203", "#040506"  # stand for the page's own colours
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-}
 _TERMS = (
     ("slot", "one position of a slate that was really shown. A decision shown in another order than ours counts not."),
     ("clicked", "the slot earned something by the settings' rewards; bought: a purchase that was not returned."),
@@ -67,12 +42,13 @@ def write(found: Figures, folder: Path) -> Path:
 
 
 def render(found: Figures) -> str:
-    page = Template(files("headrace.streams.insight").joinpath("bias.html").read_text("utf-8"))
+    page = template("headrace.streams.insight", "bias.html")
     findings = [f"<li>{escape(line)}</li>" for line in found["findings"]]
     popularity = found["groups"]["popularity"]
     return page.substitute(
+        style=STYLE,
         lead=escape(lead(found)),
-        tiles="".join(_tile(*tile) for tile in _tiles(found)),
+        tiles="".join(tile(*each) for each in _tiles(found)),
         findings=f"<ul>{''.join(findings)}</ul>" if findings else "<p>Nothing does.</p>",
         kinds="".join(
             _section(kind, rows) for kind, rows in found["groups"].items() if kind != "popularity" and len(rows) > 1
@@ -108,10 +84,6 @@ def _tiles(found: Figures) -> list[tuple[str, str, str]]:
             (f"{new['shown']:.1%}", "of the slots go to new items", f"{new['catalogue']:.1%} of the catalogue")
         )
     return tiles
-
-
-def _tile(figure: str, what: str, note: str) -> str:
-    return f'<div class="tile"><b>{escape(figure)}</b><span>{escape(what)}</span><small>{escape(note)}</small></div>'
 
 
 def _section(kind: str, rows: Sequence[Figures]) -> str:
@@ -150,39 +122,8 @@ def _popularity(f: Figures) -> str:
 # -- plots ------------------------------------------------------------------------------------------------------------
 
 
-class _Drawing:
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = Figure(figsize=(width, height), layout="constrained")
-        self.svg = ""
-
-    def axes(self) -> Axes:
-        axes: Axes = self.figure.subplots()
-        axes.tick_params(length=0)
-        return axes
-
-
-@contextmanager
-def _draw(name: str, alt: str, *, width: float = 5.6, height: float = 3.3) -> Iterator[_Drawing]:
-    name = re.sub(r"\W+", "-", name)
-    style: Any = {**_STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style):
-        drawing = _Drawing(width, height)
-        yield drawing
-        out = io.StringIO()
-        drawing.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
-    # An id is the page's, not the plot's alone.
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", svg)
-    drawing.svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
-
-
 def _shares_plot(kind: str, rows: Sequence[Figures]) -> str:
-    with _draw(f"kind-{kind}", f"Shares by {kind}", width=9.6, height=1.1 + 0.42 * len(rows)) as drawing:
+    with draw(f"kind-{kind}", f"Shares by {kind}", width=9.6, height=1.1 + 0.42 * len(rows)) as drawing:
         axes = drawing.axes()
         axes.grid(axis="x")
         bars = (("catalogue", CATALOGUE), ("shown", SHOWN), ("clicked", CLICKED), ("bought", BOUGHT))
@@ -198,7 +139,7 @@ def _shares_plot(kind: str, rows: Sequence[Figures]) -> str:
 
 def _popularity_plot(rows: Sequence[Figures]) -> str:
     known = [row for row in rows if row["shown_times"] is not None]
-    with _draw("popularity", "Exposure and worth by popularity") as drawing:
+    with draw("popularity", "Exposure and worth by popularity") as drawing:
         axes = drawing.axes()
         axes.grid(axis="y")
         places = range(len(known))
@@ -213,7 +154,7 @@ def _popularity_plot(rows: Sequence[Figures]) -> str:
             ],
             fmt="s", color=CLICKED, capsize=3, label="clicks when drawn at random, × the mean",
         )  # fmt: skip
-        axes.axhline(1, color=_INK, linewidth=0.8, linestyle=":")
+        axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
         axes.set_xticks(list(places), [row["name"].replace("most popular tenth", "1").replace("tenth ", "")
                                        .replace("nothing known", "none") for row in known])  # fmt: skip
         axes.set_xlabel("tenths by popularity, the most popular first")
@@ -223,7 +164,7 @@ def _popularity_plot(rows: Sequence[Figures]) -> str:
 
 
 def _position_plot(rows: Sequence[Figures]) -> str:
-    with _draw("position", "Clicks by position") as drawing:
+    with draw("position", "Clicks by position") as drawing:
         axes = drawing.axes()
         axes.grid(axis="y")
         drawn = [row for row in rows if row["drawn"]["rate"] is not None]
