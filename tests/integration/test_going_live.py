@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from headrace.streams.records import Batch, Event, Item, encode
 from headrace.streams.settings import Settings
 from headrace.streams.shares import Shares
 from headrace.streams.supervise import Supervisor
+from tests.background import running
 from tests.engine import HOUR
 
 if TYPE_CHECKING:
@@ -92,27 +93,14 @@ class Slates:
             )
 
 
-@contextmanager
-def learning(settings: Settings, metrics: Metrics) -> Iterator[None]:
-    stop, failures = threading.Event(), list[BaseException]()
+def learning(settings: Settings, metrics: Metrics) -> AbstractContextManager[None]:
+    def work(stop: threading.Event) -> None:
+        session = Session(settings, metrics, dim=encoders.state_dim(settings))
+        while not stop.is_set():
+            session.step()
+        session.close()
 
-    def run() -> None:
-        try:
-            session = Session(settings, metrics, dim=encoders.state_dim(settings))
-            while not stop.is_set():
-                session.step()
-            session.close()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert failures == []
+    return running(work)
 
 
 def test_no_slate_of_yesterday_and_every_command_acts_in_five_seconds(

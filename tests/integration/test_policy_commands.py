@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 from confluent_kafka import Producer
@@ -19,6 +19,7 @@ from headrace.streams.policies import serves
 from headrace.streams.records import encode
 from headrace.streams.settings import Settings
 from headrace.streams.versions import arrays_of
+from tests.background import running
 from tests.conftest import MakeSettings
 from tests.factories import make_impression, make_opened, make_transitions
 from tests.integration.test_supervise import headrace
@@ -28,35 +29,23 @@ DIM = 16
 ARMS = {"policy": 0.5, "lints": 0.25, "popular": 0.25}
 
 
-@contextmanager
-def learning(settings: Settings, metrics: Metrics) -> Iterator[None]:
+def learning(settings: Settings, metrics: Metrics) -> AbstractContextManager[None]:
     """A learner that goes on, fed with a decision and a tick a step, as a running shop's is."""
-    stop, failures = threading.Event(), list[BaseException]()
 
-    def run() -> None:
+    def work(stop: threading.Event) -> None:
         producer, at = Producer(kafka.client_config(settings)), 0
-        try:
-            session = Session(settings, metrics, dim=DIM)
-            while not stop.wait(0.03):  # a shop's pace: what is written faster than it is read never ends
-                at += 1
-                message = make_transitions(
-                    make_opened(f"r-{at}", d=DIM, c=1), make_impression(f"r-{at}", positions=[0]), tick=True
-                )
-                kafka.produce(producer, settings.topic("transitions"), value=encode(message), partition=0)
-                producer.flush(10)
-                session.step()
-            session.close()
-        except BaseException as error:
-            failures.append(error)
+        session = Session(settings, metrics, dim=DIM)
+        while not stop.wait(0.03):  # a shop's pace: what is written faster than it is read never ends
+            at += 1
+            message = make_transitions(
+                make_opened(f"r-{at}", d=DIM, c=1), make_impression(f"r-{at}", positions=[0]), tick=True
+            )
+            kafka.produce(producer, settings.topic("transitions"), value=encode(message), partition=0)
+            producer.flush(10)
+            session.step()
+        session.close()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert failures == []
+    return running(work)
 
 
 def told(settings: Settings, *arguments: str, code: int = 0) -> str:
