@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def running(work: Callable[[threading.Event], None]) -> Iterator[None]:
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """`work(stop)` runs until `stop` is set, at the end of the block. Fails where it raised."""
     stop, failures = threading.Event(), list[BaseException]()
 

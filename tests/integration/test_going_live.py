@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from headrace.streams.records import Batch, Event, Item, encode
 from headrace.streams.settings import Settings
 from headrace.streams.shares import Shares
 from headrace.streams.supervise import Supervisor
-from tests.background import running
+from tests.background import beside
 from tests.engine import HOUR
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def learning(settings: Settings, metrics: Metrics) -> AbstractContextManager[Non
             session.step()
         session.close()
 
-    return running(work)
+    return beside(work)
 
 
 def test_no_slate_of_yesterday_and_every_command_acts_in_five_seconds(

@@ -19,7 +19,7 @@ from headrace.streams.policies import serves
 from headrace.streams.records import encode
 from headrace.streams.settings import Settings
 from headrace.streams.versions import arrays_of
-from tests.background import running
+from tests.background import beside
 from tests.conftest import MakeSettings
 from tests.factories import make_impression, make_opened, make_transitions
 from tests.integration.test_supervise import headrace
@@ -45,7 +45,7 @@ def learning(settings: Settings, metrics: Metrics) -> AbstractContextManager[Non
             session.step()
         session.close()
 
-    return running(work)
+    return beside(work)
 
 
 def told(settings: Settings, *arguments: str, code: int = 0) -> str:

@@ -6,8 +6,8 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from headrace.streams.records import Batch, Event, Item, encode
 from headrace.streams.rules.listed import listed
 from headrace.streams.settings import Settings
 from headrace.streams.supervise import Supervisor
+from tests.background import beside
 from tests.integration.test_ingest import read, running, send
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ SECONDS = 1.0  # from a rule's message to slates that keep to it
 ITEMS = [f"i{n}" for n in range(12)]
 
 
-@contextmanager
-def trading(settings: Settings) -> Iterator[None]:
+def trading(settings: Settings) -> AbstractContextManager[None]:
     """A catalogue of twelve items, and up to 50 times a second a user who views one."""
     producer = kafka.transactional_producer(settings, f"{settings.topics.prefix}feed")
     vectors = np.random.default_rng(1).normal(size=(len(ITEMS), 384))
@@ -39,9 +39,8 @@ def trading(settings: Settings) -> Iterator[None]:
         item = Item(ITEMS[n], 0, n, vector.tobytes(), f"hash-{n}", 5.0, "c", title=f"Item {n}")
         kafka.produce(producer, settings.topic("item-vectors"), key=item.item_id.encode(), value=encode(item))
     kafka.commit(producer)
-    stop = threading.Event()
 
-    def run() -> None:
+    def work(stop: threading.Event) -> None:
         events = 0
         while not stop.wait(0.02):
             now, events = int(time.time() * 1000), events + 1
@@ -51,13 +50,7 @@ def trading(settings: Settings) -> Iterator[None]:
             kafka.produce(producer, settings.topic("interactions"), value=record, partition=0)
             kafka.commit(producer)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
+    return beside(work)
 
 
 def test_a_rule_binds_the_next_slates_and_is_lifted_by_null(settings: MakeSettings, wait_for: WaitFor) -> None:
