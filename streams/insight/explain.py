@@ -22,13 +22,13 @@ from headrace.streams.errors import HeadraceError
 from headrace.streams.kafka import Message
 from headrace.streams.people import subject
 from headrace.streams.people.subject import time_of
-from headrace.streams.records import Closed, Erased, Opened, Outcome, Transition, decode_item, decode_transitions
+from headrace.streams.records import Closed, Erased, Opened, Outcome, Transition, decode_transitions
 from headrace.streams.records import item_key as key_of
 from headrace.streams.rules.logged import unpack
 from headrace.streams.settings import Settings
+from headrace.streams.titles import Titles, read_titles
 
 Found = dict[str, Any]
-Titles = dict[int, tuple[str, str | None]]  # item key → (item id, title)
 _LISTED = 20  # candidates that the lines for a person name; the JSON has them all
 
 
@@ -49,7 +49,7 @@ def explain(settings: Settings, name: str) -> Found:
         raise HeadraceError(f"{name}: its user was erased since; the slate is not shown")
     wanted = {key_of(item["item_id"]) for _, slate in slates for item in slate["items"]}
     wanted |= set(_candidates(opened)) if opened is not None else set()
-    return told(settings, name, slates, records, _titles(settings, wanted))
+    return told(settings, name, slates, records, read_titles(settings, wanted))
 
 
 def told(
@@ -116,19 +116,6 @@ def _records(settings: Settings, name: str) -> list[Transition]:
                 found.append(record)
 
     kafka.read_to_end(settings, settings.topic("transitions"), take)
-    return found
-
-
-def _titles(settings: Settings, wanted: set[int]) -> Titles:
-    found: Titles = {}
-
-    def take(message: Message) -> None:
-        key, raw = message.key() or b"", message.value()
-        if raw and not key.startswith(b"\0") and key_of(key.decode()) in wanted:
-            item = decode_item(raw)
-            found[key_of(item.item_id)] = (item.item_id, item.title)
-
-    kafka.read_to_end(settings, settings.topic("item-vectors"), take)
     return found
 
 

@@ -26,9 +26,10 @@ from headrace.streams.kafka import Message
 from headrace.streams.live import Live
 from headrace.streams.partition import partition_of
 from headrace.streams.people import optout
-from headrace.streams.records import decode_batch, decode_item, decode_transitions, item_key
+from headrace.streams.records import decode_batch, decode_transitions
 from headrace.streams.settings import Settings
 from headrace.streams.state import UserState
+from headrace.streams.titles import Titles, read_titles
 
 Found = dict[str, Any]
 _IDS = ("user_id", "anonymous_id", "sent_as", "into", "of", "user", "named")  # fields of entries that name somebody
@@ -47,7 +48,7 @@ def describe(settings: Settings, user: str) -> Found:
     records = {topic: _records(settings, topic, names, kept[topic]) for topic in _RECORDS}
     keys = {key for state in states.values() for key in state.history_keys().tolist()}
     keys |= {key for state in states.values() if state.notes for key in (*state.notes.consumed, *state.notes.cart)}
-    titles = _titles(settings, keys) if keys else {}
+    titles = read_titles(settings, keys) if keys else {}
     learner = _learner(settings, names)
     held = bool(states or merged_into or learner or any(found["count"] for found in records.values()))
     return {
@@ -116,7 +117,7 @@ def _of_changelog(settings: Settings, names: set[str]) -> dict[str, tuple[UserSt
     return found
 
 
-def _state(settings: Settings, state: UserState, titles: dict[int, tuple[str, str | None]]) -> Found:
+def _state(settings: Settings, state: UserState, titles: Titles) -> Found:
     """What a state says, in words. Words that the user wrote are held as vectors alone."""
     kinds = {type_code(name): name for name in settings.event_types}
     notes = state.notes
@@ -159,19 +160,6 @@ def _state(settings: Settings, state: UserState, titles: dict[int, tuple[str, st
 
 def _seconds(state: UserState) -> list[int]:
     return [int.from_bytes(state.seconds[at : at + 4], "little") for at in range(0, len(state.seconds), 4)]
-
-
-def _titles(settings: Settings, keys: set[int]) -> dict[int, tuple[str, str | None]]:
-    found: dict[int, tuple[str, str | None]] = {}
-
-    def take(message: Message) -> None:
-        key, raw = message.key() or b"", message.value()
-        if raw and not key.startswith(b"\0") and item_key(key.decode()) in keys:
-            item = decode_item(raw)
-            found[item_key(item.item_id)] = (item.item_id, item.title)
-
-    kafka.read_to_end(settings, settings.topic("item-vectors"), take)
-    return found
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
