@@ -47,6 +47,13 @@ class Query:
     mask: Bool  # (B, n) False where padded
     streams: U64  # (B,)
 
+    def take(self, rows: slice | list[int] | I64) -> Query:
+        """Some of the decisions."""
+        return Query(
+            self.states[rows], self.contexts[rows], self.keys[rows], self.items[rows], self.scalars[rows],
+            self.mask[rows], self.streams[rows],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Slates:
@@ -131,6 +138,14 @@ class Policy(Protocol):
         `constraints` bind what is drawn, and the propensities are those of the draws so bound: see constraints.py.
 
         Raises ValueError where shapes disagree, or a candidate's score is not finite.
+        """
+        ...
+
+    def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
+        """How much lower (B, h, k) items would be scored under other circumstances: what explains a slate.
+
+        `shown` are decisions with the k items of their slates as the only candidates, and `scores` (B, k) what they
+        were given; `states` (B, h, d) and `scalars` (B, h, k, m) are the circumstances, h of each decision.
         """
         ...
 

@@ -39,6 +39,12 @@ class _Columns(Ranking):
             scores += query.scalars[:, :, column] * weight
         return scores, Greedy(scores, query.mask)
 
+    def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
+        lower = np.zeros(scalars.shape[:3], np.float32)
+        for column, weight in self._weights:
+            lower += (shown.scalars[:, None, :, column] - scalars[..., column]) * weight
+        return lower
+
 
 class Popular(_Columns):
     """What most do, whoever asks."""

@@ -34,6 +34,7 @@ def yield_checks(policy: Policy) -> Iterator[Check]:
     yield check_batch_changes_nothing
     yield check_padding_changes_nothing
     yield check_unseen_and_few
+    yield check_lowered_is_the_score_before_less_the_one_after
     yield check_same_examples_same_bits
     yield check_restored_continues_bit_for_bit
     yield check_refuses_what_is_not_finite
@@ -247,6 +248,24 @@ def check_unseen_and_few(policy: Policy) -> None:
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def check_lowered_is_the_score_before_less_the_one_after(policy: Policy) -> None:
+    """And no decision's depends on who is explained beside it."""
+    policy = learned(policy)
+    shown = make_query(policy, rows=5, n=4)
+    shown = replace(shown, mask=np.ones_like(shown.mask))
+    others = [make_query(policy, rows=5, n=4, seed=seed) for seed in (1, 2, 3)]
+    states, scalars = (np.stack([getattr(q, name) for q in others], axis=1) for name in ("states", "scalars"))
+    unused = np.full((5, 1), -1, np.int64)
+    before = policy.distributions(shown, unused)[1]
+    lower = policy.lowered(shown, before.astype(np.float32), states, scalars)
+    assert lower.shape == (5, 3, 4)
+    for i, other in enumerate(others):
+        after = policy.distributions(replace(shown, states=other.states, scalars=other.scalars), unused)[1]
+        np.testing.assert_allclose(lower[:, i], before - after, rtol=1e-3, atol=1e-4)
+    alone = policy.lowered(shown.take([3]), before[3:4].astype(np.float32), states[3:4], scalars[3:4])
+    assert alone.tobytes() == lower[3].tobytes()
 
 
 def check_same_examples_same_bits(policy: Policy) -> None:

@@ -89,14 +89,14 @@ class FeatureMap:
         self.dim, self.scalars, self.contexts = dim, tuple(scalars), contexts
         column = {name: i for i, name in enumerate((*self.scalars, _SIMILARITY))}
         self._products = [(column[a], column[b]) for a, b in _PRODUCTS if a in column and b in column]
-        self._with_context = [column[name] for name in _WITH_CONTEXT if name in column]
+        self.with_context = [column[name] for name in _WITH_CONTEXT if name in column]
         self.outer = outer and contexts > 0
         self.signals = len(column) + len(self._products)
         sizes = {
             "taste": dim,
             "item": dim,
             "signals": self.signals,
-            "context_signals": contexts * len(self._with_context),
+            "context_signals": contexts * len(self.with_context),
             "context": 0 if self.outer else contexts,
             "outer": contexts * dim if self.outer else 0,
             "place": 1,
@@ -105,7 +105,7 @@ class FeatureMap:
         ends = np.cumsum(list(sizes.values())).tolist()
         self.blocks = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
         self.size: int = ends[-1]
-        self._root = np.float32(np.sqrt(dim))
+        self.root = np.float32(np.sqrt(dim))
 
     def joint(self, states: F32, contexts: F32, items: F32, scalars: F32, positions: I64 | None = None) -> F32:
         """x (..., D) for arrays whose leading shapes broadcast to that of `items` (..., d).
@@ -114,12 +114,12 @@ class FeatureMap:
         """
         x = np.empty((*items.shape[:-1], self.size), np.float32)
         taste = x[..., self.blocks["taste"]]
-        np.multiply(unit(states) * self._root, items, out=taste)
+        np.multiply(unit(states) * self.root, items, out=taste)
         x[..., self.blocks["item"]] = items
         signals = x[..., self.blocks["signals"]]
-        self._fill_signals(signals, scalars, taste.sum(axis=-1) / self._root)
+        self.fill_signals(signals, scalars, taste.sum(axis=-1) / self.root)
         if self.contexts:
-            crossed = contexts[..., :, None] * signals[..., None, self._with_context]
+            crossed = contexts[..., :, None] * signals[..., None, self.with_context]
             x[..., self.blocks["context_signals"]] = crossed.reshape(*crossed.shape[:-2], -1)
             if not self.outer:
                 x[..., self.blocks["context"]] = contexts
@@ -130,7 +130,7 @@ class FeatureMap:
         x[..., self.blocks["one"]] = 1.0
         return x
 
-    def _fill_signals(self, signals: F32, scalars: F32, similarity: F32) -> None:
+    def fill_signals(self, signals: F32, scalars: F32, similarity: F32) -> None:
         """`signals` (..., S) from `scalars` (..., m) and `similarity` (...,); any strides will do."""
         m = len(self.scalars)
         signals[..., :m] = scalars
@@ -162,13 +162,13 @@ class Prepared:
         self._items = np.ascontiguousarray(query.items[rows].transpose(0, 2, 1))
         self._signals = np.empty((len(self.unit), features.signals + 1, query.mask.shape[1]), np.float32)
         similarity = by_candidate(self.unit[:, None, :], self._items)[:, 0]
-        features._fill_signals(self._signals[:, :-1].transpose(0, 2, 1), query.scalars[rows], similarity)
+        features.fill_signals(self._signals[:, :-1].transpose(0, 2, 1), query.scalars[rows], similarity)
         self._signals[:, -1] = 1.0
 
     def scores(self, weights: F32) -> F32:
         """Weight vectors (M, D) → (B, M, n)."""
         f, blocks, m = self._features, self._features.blocks, len(weights)
-        of_item = weights[:, blocks["taste"]] * (self.unit * f._root)[:, None, :]
+        of_item = weights[:, blocks["taste"]] * (self.unit * f.root)[:, None, :]
         of_item += weights[:, blocks["item"]]
         if f.outer:
             crossed = weights[:, blocks["outer"]].reshape(m, f.contexts, f.dim).transpose(1, 0, 2)
@@ -179,7 +179,7 @@ class Prepared:
         if f.contexts:
             crossed = weights[:, blocks["context_signals"]].reshape(m, f.contexts, -1).transpose(1, 0, 2)
             folded = by_row(self.contexts, crossed.reshape(f.contexts, -1))
-            of_signals[:, :, f._with_context] += folded.reshape(len(folded), m, -1)
+            of_signals[:, :, f.with_context] += folded.reshape(len(folded), m, -1)
             if not f.outer:
                 of_signals[..., -1] += by_row(self.contexts, np.ascontiguousarray(weights[:, blocks["context"]].T))
         scores = by_candidate(of_item, self._items)

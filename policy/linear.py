@@ -18,6 +18,7 @@ from headrace.policy.features import FeatureMap
 from headrace.policy.ranking import Ranking
 from headrace.policy.ridge import Ridge, check_features
 from headrace.policy.slates import Choice, Greedy, Softmax, Votes
+from headrace.policy.variants import chunks
 
 _SERVE = "serve."
 
@@ -58,6 +59,20 @@ class Linear(Ranking):
         if self._serving is None:
             self._serving = self._prepare_serving()
         return self._serving
+
+    def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
+        lower = np.empty(scalars.shape[:3], np.float32)
+        for rows, variants in chunks(self._features, shown, states, scalars):
+            np.subtract(scores[rows, None], self._score(variants.scores(self._scoring())), out=lower[rows])
+        return lower
+
+    def _scoring(self) -> F32:
+        """The weight vectors (M, D) of which a score is made."""
+        return self.serving()["weights"][:1]
+
+    def _score(self, projected: F32) -> F32:
+        """Scores (B, …) from the products (B, M, …) with these."""
+        return projected[:, 0]
 
     def learn(self, examples: Examples) -> None:
         self.check(examples)
@@ -189,10 +204,15 @@ class LinUCB(Linear):
     def _rank(self, query: Query) -> tuple[F32, Choice]:
         scores = np.empty(query.mask.shape, np.float32)
         for rows, prepared in self._features.chunks(query):
-            projected = prepared.scores(self.serving()["weights"])  # (B, 1 + D, n)
-            width = np.sqrt(np.square(projected[:, 1:]).sum(axis=1))
-            scores[rows] = projected[:, 0] + np.float32(self.alpha) * width
+            scores[rows] = self._score(prepared.scores(self._scoring()))
         return scores, Greedy(scores, query.mask)
+
+    def _scoring(self) -> F32:
+        return self.serving()["weights"]
+
+    def _score(self, projected: F32) -> F32:
+        width: F32 = np.sqrt(np.square(projected[:, 1:]).sum(axis=1))
+        return projected[:, 0] + np.float32(self.alpha) * width
 
 
 class LinTS(Linear):

@@ -26,6 +26,7 @@ from headrace.policy.memory import Memory
 from headrace.policy.ranking import Ranking
 from headrace.policy.ridge import Ridge, check_features
 from headrace.policy.slates import Choice, Votes
+from headrace.policy.variants import chunks
 
 _A0 = _B0 = 6.0  # prior of the noise: Riquelme et al., appendix A
 _CHUNK = 4096  # examples of the memory in one product
@@ -207,6 +208,18 @@ class NeuralLinear(Ranking):
             np.add(projected[:, 0], deep[:, 0], out=scores[rows])
             np.add(projected[:, 1:heads], deep[:, 1:], out=votes[rows])
         return scores, Votes(votes, query.mask)
+
+    def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
+        """The mean's scores again, trunk and all."""
+        lower = np.empty(scalars.shape[:3], np.float32)
+        served = self.serving()
+        weights = np.concatenate([served["wide"][:1], self._trunk["wide"]])
+        for rows, variants in chunks(self._features, shown, states, scalars):
+            projected = variants.scores(weights)  # (B, 1 + HIDDEN, h, k)
+            z = trunk.variants(self._trunk, projected[:, 1:], variants.unit)
+            np.subtract(scores[rows, None], projected[:, 0], out=lower[rows])
+            lower[rows] -= np.matmul(served["deep"][:1], z.reshape(*z.shape[:2], -1)).reshape(lower[rows].shape)
+        return lower
 
     # -- snapshot -----------------------------------------------------------------------------------------------------
 

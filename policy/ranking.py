@@ -52,6 +52,24 @@ class Ranking(ABC):
             probabilities = rescore(choice, padded.mask, slates, floor=self.floor)
         return probabilities[:, :, :n], scores[:, :n].astype(np.float64)
 
+    def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
+        """As all policies can: each circumstance is a decision of its own, among the items shown alone."""
+        batch, h, k, _ = scalars.shape
+        as_it_was = replace(shown, states=shown.states[:, None], scalars=shown.scalars[:, None])
+        with_it = np.concatenate([as_it_was.states, states], axis=1)
+        all_scalars = np.concatenate([as_it_was.scalars, scalars], axis=1)
+        repeated = shown.take(np.repeat(np.arange(batch), h + 1))
+        found, _ = self._rank(
+            replace(
+                repeated,
+                states=np.ascontiguousarray(with_it.reshape(-1, self.dim)),
+                scalars=np.ascontiguousarray(all_scalars.reshape(-1, k, len(self.scalars))),
+            )
+        )
+        found = found.reshape(batch, h + 1, k)
+        lower: F32 = found[:, :1] - found[:, 1:]
+        return lower
+
     def _ranked(self, query: Query) -> tuple[F32, Choice]:
         scores, choice = self._rank(query)
         bad = np.flatnonzero(~np.isfinite(scores).all(axis=1, where=query.mask))

@@ -45,6 +45,16 @@ def candidates(weights: Arrays, projected: F32, states: F32) -> F32:
     return relu(z)
 
 
+def variants(weights: Arrays, projected: F32, states: F32) -> F32:
+    """z (B, OUT, h, k) from W x (B, HIDDEN, h, k), which is used up, and states (B, h, d) of length 1."""
+    of_state = np.matmul(states, weights["state"].T) + weights["bias"]
+    projected += of_state.transpose(0, 2, 1)[..., None]
+    batch, _, h, k = projected.shape
+    z = np.matmul(weights["out"], relu(projected).reshape(batch, HIDDEN, -1))
+    z += weights["out_bias"][:, None]
+    return relu(z).reshape(batch, OUT, h, k)
+
+
 def relu(x: F32) -> F32:
     """In place."""
     np.maximum(x, np.float32(0), out=x)
