@@ -111,8 +111,14 @@ def _ramp_problem(gate: GatePart, command: Command) -> str:
         return f"there is no arm {command.policy!r}: choose one of {known}, or give it a share in [arms.shares] (or 0)"
     if command.share is None or not 0 <= command.share <= 1:
         return f"a share lies between 0 and 1, not {command.share}"
-    if len(shares.arms) == 1:
-        return f"{command.policy} is the only arm: give another one a share in [arms.shares], 0 will do"
+    if not shares.movable(command.policy):
+        besides = " beside the holdout" if len(shares.arms) > 1 else ""
+        return f"{command.policy} is the only arm{besides}: give another one a share in [arms.shares], 0 will do"
+    if command.share > (most := shares.most(command.policy)) + 1e-9:
+        return (
+            f"{command.policy} can have {most:g} at most, holdouts keep the rest: "
+            "`headrace policy ramp` of a holdout lowers its share"
+        )
     if abs(shares.share(command.policy) - command.share) < 1e-6:
         return f"{command.policy} has this share already"
     return ""

@@ -16,8 +16,8 @@ class Live:
     def __init__(self, settings: Settings) -> None:
         self._begun: str = settings.live.mode
         self.mode: str = settings.live.mode
-        self.shares = Shares(settings.arms.shares, settings.arms.salt)
         self.holdout = frozenset(arm for arm in settings.arms.shares if policy_of_arm(settings, arm) == NONE)
+        self.shares = Shares(settings.arms.shares, settings.arms.salt, self.holdout)
 
     @property
     def in_shadow(self) -> bool:

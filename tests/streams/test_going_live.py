@@ -87,6 +87,7 @@ def test_commands_that_cannot_be_obeyed_are_refused_in_one_line() -> None:
         ("ramp", "linucb", {"share": 0.5}),
         ("ramp", "policy", {"share": 1.5}),
         ("ramp", "policy", {"share": 0.8}),
+        ("ramp", "policy", {"share": 0.95}),
         ("live", "all", {}),
         ("promote", "none", {}),
         ("promote", "quiet", {}),
@@ -98,6 +99,8 @@ def test_commands_that_cannot_be_obeyed_are_refused_in_one_line() -> None:
                     "[arms.shares] (or 0)"),
         ("refused", "ramp: a share lies between 0 and 1, not 1.5"),
         ("refused", "ramp: policy has this share already"),
+        ("refused", "ramp: policy can have 0.9 at most, holdouts keep the rest: `headrace policy ramp` of a holdout "
+                    "lowers its share"),
         ("refused", "live: it is in mode live already"),
         ("refused", "promote: a holdout gets no slates and decides nothing: promote a policy"),
         ("refused", "promote: a holdout gets no slates and decides nothing: promote a policy"),
@@ -125,8 +128,8 @@ def test_the_list_tells_shares_mode_and_holdout(monkeypatch: pytest.MonkeyPatch)
     entries = overview.policies(settings)
     assert [(e["policy"], e["arms"], e["shares"], e["mode"]) for e in entries] == [
         ("linucb", ["policy"], {"policy": 0.5}, "shadow"),
-        ("popular", ["popular"], {"popular": 0.25}, "shadow"),
-        ("none", ["holdout"], {"holdout": 0.25}, "shadow"),
+        ("popular", ["popular"], {"popular": 0.4}, "shadow"),
+        ("none", ["holdout"], {"holdout": 0.1}, "shadow"),
         ("lints", ["shadow"], {}, "shadow"),
     ]
     told = overview.as_lines(entries)
