@@ -5,6 +5,7 @@ import pytest
 
 from headrace.streams.engine import Engine
 from headrace.streams.models import load_models
+from headrace.streams.policies import Policies
 from headrace.streams.recommend import Recommender
 from headrace.streams.records import (
     Item,
@@ -26,15 +27,14 @@ def shared():
 
 @pytest.fixture
 def make(shared):
-    """`make(consumed={...})`: an engine with settings of its own on the shared models."""
+    """`make(arms={...})`: an engine with settings, and so policies, of its own on the shared catalogue and encoders."""
 
     def engine(*, states=None, progress=None, **sections):
         sections["placements"] = PLACEMENTS | sections.get("placements", {})
         settings = Settings(**sections)
+        policies = Policies(settings, shared.items, dim=shared.encoder.dim)
         texts = shared.recommender.texts
-        recommender = Recommender(
-            settings, items=shared.items, policies=shared.policies, encoder=shared.encoder, texts=texts
-        )
+        recommender = Recommender(settings, items=shared.items, policies=policies, encoder=shared.encoder, texts=texts)
         shared.encoder.flush()
         return Engine(settings, 0, recommender, states=states, progress=progress)
 

@@ -149,8 +149,8 @@ def test_propensities_of_a_position_sum_to_one_over_what_rules_leave(under, memb
             pins=[("first", 0, members("garden"))],
             shares=[("toys", members("toys"), 0.2, 0.5, 100)],
         ),
-        decisions={"full_share": 1.0}, arms={"shares": {"policy": 1.0}},
-    )  # fmt: skip
+        decisions={"full_share": 1.0},
+    )
     log.write(*[event("click", user=f"u{i}", item="shoes-1") for i in range(10)])
     from headrace.streams import evaluate_records as records
     from headrace.streams.records import Transitions

@@ -78,25 +78,26 @@ def test_after_a_query_the_slate_moves_towards_it(make, shared):
 
     def towards(*, search):
         log = Log(make(arms={"shares": {"policy": 1.0}}, placements={"default": {"k": 3}}))
+        learn_to_follow_similarity(log.engine.recommender.policies, shared.encoder.dim)
         similarity = []
         for i in range(30):
             before = [event("view", user=f"u{i}", item="toys-0"), event("view", user=f"u{i}", item="garden-1")]
             last = event("search", user=f"u{i}", text="coffee beans") if search else event(user=f"u{i}", item="toys-2")
             (slate,) = log.write(*before, last)
+            assert slate["policy"] == {"name": Settings().policy.name, "version": 1, "arm": "policy"}
             similarity += [float(vectors[item] @ query) for item in ids(slate)]
         return np.mean(similarity)
 
-    learn_to_follow_similarity(shared)
     assert towards(search=True) > towards(search=False) + 0.1
 
 
-def learn_to_follow_similarity(shared):
+def learn_to_follow_similarity(policies, d):
     """A policy version that ranks by similarity to the state, so that the test sees states and not chance."""
     from headrace.policy.base import Examples
 
-    policy = shared.policies._make(Settings().policy.name, shared.encoder.dim)
+    policy = policies._make(Settings().policy.name, d)
     rng = np.random.default_rng(0)
-    n, d, m = 400, shared.encoder.dim, len(SCALARS)
+    n, m = 400, len(SCALARS)
     states = rng.standard_normal((n, d)).astype(np.float32)
     states /= np.linalg.norm(states, axis=1, keepdims=True)
     mix = rng.random((n, 1)).astype(np.float32)
@@ -104,7 +105,7 @@ def learn_to_follow_similarity(shared):
     policy.learn(
         Examples(
             states=states,
-            contexts=np.zeros((n, shared.policies.contexts), np.float32),
+            contexts=np.zeros((n, policies.contexts), np.float32),
             items=items,
             scalars=np.zeros((n, m), np.float32),
             propensities=np.full(n, 0.1),
@@ -115,7 +116,7 @@ def learn_to_follow_similarity(shared):
         )
     )
     data, digest = pack(*policy.snapshot())
-    shared.policies.apply(PolicyVersion(policy.name, policy.name, 1, 0, 0, 0, digest, data, {}))
+    policies.apply(PolicyVersion(policy.name, policy.name, 1, 0, 0, 0, digest, data, {}))
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
