@@ -7,7 +7,7 @@ from typing import Literal
 
 from headrace.streams.state import UserState
 
-ITEMS_SHOWN = 512  # a user: of more the one shown least often is forgotten, and of those the one shown longest ago
+ITEMS_SHOWN = 2_048  # a user: of more the one shown least often is forgotten, and of those the one shown longest ago
 TIMES = 32  # of one item
 
 
@@ -36,8 +36,9 @@ def note_shown(state: UserState, keys: Iterable[int], *, second: int, since: int
 
 
 def shown_often(state: UserState, *, most: int, since: int) -> Iterator[int]:
-    """Keys of the items shown `most` times or more since the second `since`."""
+    """Keys of the items shown `most` times or more since the second `since`, all of which counts: shows are known by the
+    second, and one too early keeps an item back for no more than that."""
     if state.notes is not None:
         for key, seconds in state.notes.shows.items():
-            if len(seconds) >= most and seconds[-most] > since:
+            if len(seconds) >= most and seconds[-most] >= since:
                 yield key

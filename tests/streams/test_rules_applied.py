@@ -198,3 +198,18 @@ def test_what_was_shown_counts_by_its_time_also_where_it_is_told_late():
         note_shown(state, [7], second=second, since=0)
     assert list(shown_often(state, most=2, since=60)) == [7]
     assert not list(shown_often(state, most=3, since=60))
+
+
+def test_a_show_within_the_second_in_which_the_time_begins_counts():
+    state = UserState()
+    note_shown(state, [7], second=60, since=0)
+    now, within = 120_300, 60_000  # shown at 60.9 s, say: 59.4 s ago
+    assert list(shown_often(state, most=1, since=(now - within) // 1000)) == [7]
+    assert not list(shown_often(state, most=1, since=61))
+
+
+def test_who_sees_a_slate_every_fifteen_seconds_is_counted_for_an_hour():
+    state = UserState()
+    for n in range(240):
+        note_shown(state, range(n % 120 * 10, n % 120 * 10 + 10), second=n * 15, since=0)
+    assert sorted(shown_often(state, most=2, since=0)) == list(range(1_200))
