@@ -70,6 +70,7 @@ class Erasure(msgspec.Struct, array_like=True, tag_field="kind", tag=4, gc=False
     ts: int
     sent_ms: int
     of: str = ""  # sent by the partition of this user, into whom `user_id` had been merged
+    among: list[str] = []  # ids that were merged into `of`: `user_id` is his where its alias leads to him or to these
 
 
 class MergeAsk(msgspec.Struct, array_like=True, tag_field="kind", tag=5, gc=False, frozen=True):
@@ -105,6 +106,7 @@ class Unalias(msgspec.Struct, array_like=True, tag_field="kind", tag=7, gc=False
     of: str
     ts: int
     sent_ms: int
+    among: list[str] = []  # as in Erasure
 
 
 Entry = Event | Request | Identity | Erasure | MergeAsk | Carried | Unalias

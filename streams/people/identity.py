@@ -57,7 +57,7 @@ class Identities:
         elif isinstance(entry, Carried):
             self._carried(entry)
         elif isinstance(entry, Unalias):
-            self._drop(entry.user_id)
+            self._unalias(entry)
         elif isinstance(entry, Erasure):
             self._erasure(entry)
             return False
@@ -155,7 +155,8 @@ class Identities:
             self._count("erased")
             self._close_all(other, carried.sent_as)
             step.records.append(Erased(carried.sent_as, until))
-            self.erase_merged(user, [*(other.notes.merged if other.notes else ()), carried.sent_as], until)
+            his = dict.fromkeys([*merged_ids(other), carried.sent_as, *carried.via])
+            self.erase_merged(user, [name for name in his if name != user], until)
             return
         _drop_history(other, before=until // 1000)
         state = step.state(user)
@@ -165,8 +166,9 @@ class Identities:
                 optout.let_go(step, state, user, carried.ts)
             if not optout.refused(other):
                 optout.let_go(step, other, carried.sent_as, carried.ts)
-        for name in absorb(state, other, user=user, sent_as=carried.sent_as, settings=step.settings):
-            self._route(Unalias(name, user, carried.ts, carried.sent_ms))
+        let_go = absorb(state, other, user=user, sent_as=carried.sent_as, settings=step.settings)
+        for name in let_go:
+            self._route(Unalias(name, user, carried.ts, carried.sent_ms, [*let_go, *merged_ids(state)]))
         step.effects.open_change += other.pending_count
         step.close_beyond(state, user)
         if (oldest := state.oldest_ts()) is not None:
@@ -181,17 +183,16 @@ class Identities:
 
     def _erasure(self, erasure: Erasure) -> None:
         """Of an id that is somebody's by now: whose it is is erased too, as the two cannot be told apart any more."""
-        alias = self.alias(erasure.user_id)
-        if alias is None:
-            return
-        self._drop(erasure.user_id)
-        if not erasure.of:
+        if erasure.of:
+            self._unalias(erasure)
+        elif (alias := self.alias(erasure.user_id)) is not None:
+            self._drop(erasure.user_id)
             self._route(msgspec.structs.replace(erasure, user_id=alias.user_id))
 
     def erase_merged(self, user: str, merged: list[str], ts: int) -> None:
         """Sends the erasure of a user to the partitions of all ids that were merged into him, `Notes.merged`."""
         for name in merged:
-            self._route(Erasure(name, ts, 0, of=user))
+            self._route(Erasure(name, ts, 0, of=user, among=merged))
 
     # -- aliases ------------------------------------------------------------------------------------------------------
 
@@ -214,6 +215,12 @@ class Identities:
 
     def _alias(self, user: str, alias: Alias) -> None:
         self.step.marks[alias_key(user)] = encode_alias(alias)
+
+    def _unalias(self, entry: Unalias | Erasure) -> None:
+        """The alias goes, unless it has lapsed meanwhile and the id became another user's, whose it stays."""
+        alias = self.alias(entry.user_id)
+        if alias is not None and alias.user_id in (entry.of, *entry.among):
+            self._drop(entry.user_id)
 
     def _drop(self, user: str) -> None:
         key = alias_key(user)

@@ -2,9 +2,11 @@
 
 import pytest
 
-from headrace.streams.changelog import erased_key, user_key
+from headrace.streams.changelog import ALIAS, erased_key, user_key
 from headrace.streams.people import optout
-from headrace.streams.records import Closed, Erased, Erasure, Opened
+from headrace.streams.people.identity import merged_ids
+from headrace.streams.people.merging import MERGED
+from headrace.streams.records import Closed, Erased, Erasure, Opened, Unalias
 from tests.engine import DAY, HOUR, MINUTE, T0, Log, event, request
 from tests.streams.test_identity import Shop, elsewhere, here, identity
 
@@ -52,3 +54,40 @@ def test_who_takes_it_back_lapses_like_anybody(make):
     log.write(at=T0 + 6 * DAY, tick=True)
     log.write(at=T0 + 6 * DAY, tick=True)
     assert user_key("u") not in log.engine.states
+
+
+@pytest.mark.parametrize("where", [elsewhere, here])
+def test_an_id_that_is_another_users_by_now_stays_his(shared, where):
+    """`u` still notes an id that lapsed and came back as `v`'s: what his partition says of it comes too late."""
+    shop = Shop(shared, identities={"anonymous_ttl": "31d"})
+    anonymous, at = where(shop, "u"), T0 + 80 * DAY
+    shop.run(identity("u", anonymous))
+    shop.tick(at)
+    shop.run(identity("v", anonymous, at), at=at)
+    assert merged_ids(shop.state("u")) == merged_ids(shop.state("v")) == [anonymous]
+    shop.run(Unalias(anonymous, "u", T0, 0, [anonymous]), at=at)
+    shop.run(Erasure("u", at, 0), at=at)
+    shop.run(event(user=anonymous, item="toys-0", at=at + MINUTE), at=at)
+    assert [user for user, _ in shop.histories()] == ["v"]
+
+
+def test_all_aliases_of_a_chain_go_with_an_erasure(shared):
+    shop = Shop(shared)
+    other = elsewhere(shop, "u", name="b")
+    anonymous = elsewhere(shop, other)
+    for entry in (identity(other, anonymous), identity("u", other), Erasure("u", T0 + HOUR, 0)):
+        shop.run(entry)
+    assert not any(key.startswith(ALIAS) for engine in shop.engines for key in engine.states)
+
+
+def test_an_id_of_a_chain_for_which_there_is_no_room_is_a_new_users(shared):
+    shop = Shop(shared)
+    other = elsewhere(shop, "u", name="b")
+    anonymous = elsewhere(shop, other)
+    for entry in (identity(other, anonymous), identity("u", other)):
+        shop.run(entry)
+    for n in range(MERGED - 1):
+        shop.run(identity("u", f"c{n}", T0 + n))
+    assert merged_ids(shop.state("u"))[0] == other
+    shop.run(event(user=anonymous, item="toys-0"))
+    assert [user for user, _ in shop.histories()] == [anonymous]
