@@ -104,7 +104,7 @@ class Book:
                 case Behaviour():
                     lessons.behaviour.append(record)
                 case Erased():
-                    lessons.erased.append(record.user_id)
+                    lessons.erase(record.user_id)
                     for recommendation_id in list(self._of_user.get(record.user_id, ())):
                         self._forget(recommendation_id)
         if self._estimates is not None and self._estimates.due(offset):

@@ -201,6 +201,9 @@ class Learning:
         here = partial(_in_space, self.space)
         examples = lessons.examples(self._widths, of=here)
         steps = lessons.steps(self._widths, of=here) if any(part.policy.follows for part in self.policies) else None
+        if lessons.erased:  # first: what the message teaches of them is of those who came back
+            for part in self.policies:
+                part.forget(owners(lessons.erased), offset)
         for part in self.policies:
             name = part.policy.name
             own, missed = self._own.get(name), self.gate.frozen.missed(name)
@@ -211,9 +214,6 @@ class Learning:
                 if own is not None:
                     then = lessons.steps(self._widths, of=_both(here, own))
                 part.take(mine, then if part.policy.follows else None, offset, replay_from=replay_from)
-        if lessons.erased:
-            for part in self.policies:
-                part.forget(owners(lessons.erased), offset)
         if lessons.behaviour:
             self.behaviour.take(lessons.behaviour, offset)
         self.gate.observe(message, lessons, offset)

@@ -193,6 +193,16 @@ class Lessons:
         )  # fmt: skip
         return _finite_steps(steps)
 
+    def erase(self, user: str) -> None:
+        """Nothing of the user is learned from what came before; what comes after it is a new user's."""
+        self.erased.append(user)
+        kept = [i for i, decision in enumerate(self.decisions) if decision.user_id != user]
+        self.decisions = [self.decisions[i] for i in kept]
+        self.positions = [self.positions[i] for i in kept]
+        self.rewards = [self.rewards[i] for i in kept]
+        self.fresh = [self.fresh[i] for i in kept]
+        self.followed = [x for x in self.followed if x.decision.user_id != user]
+
     def add(self, decision: Decision, position: int, reward: float, *, fresh: bool) -> None:
         self.decisions.append(decision)
         self.positions.append(position)

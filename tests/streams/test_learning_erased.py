@@ -58,6 +58,32 @@ def test_who_comes_back_is_learned_from_as_anybody() -> None:
     assert (remembered(learner) == owners(["ann"])).sum() == 3
 
 
+def test_who_comes_back_within_one_message_is_new_in_it() -> None:
+    """Of one message: what stands before `Erased` teaches nothing, what stands after it is a new user's."""
+    told, other = [visit("ann", 0), visit("bob", 0)], visit("ann", 20)
+    learner = learning()
+    learner.apply(make_transitions(*told[0], *told[1], Erased("ann", T0 + 9), *other), 0)
+    ann, bob = owners(["ann", "bob"])
+    assert ((remembered(learner) == ann).sum(), (remembered(learner) == bob).sum()) == (3, 3)
+
+    sums = []
+    for records in ([*told[0], *told[1], Erased("ann", T0 + 9), *other], [*told[1], *other]):
+        linear = learning("linucb")
+        linear.apply(make_transitions(*records), 0)
+        sums.append(linear.policies[0].policy.snapshot()[0]["moment"])
+    assert np.array_equal(*sums)
+
+
+@pytest.mark.parametrize("name", ["dqn", "slateq", "reinforce"])
+def test_a_step_before_is_not_followed_and_one_after_is(name: str) -> None:
+    steps = []
+    for records in ([*visit("ann", 0), Erased("ann", T0 + 9), *visit("ann", 20)], visit("ann", 20)):
+        learner = learning(name)
+        learner.apply(make_transitions(*records), 0)
+        steps.append(learner.policies[0].policy.snapshot()[0])
+    assert steps[0].keys() == steps[1].keys() and all(np.array_equal(steps[0][key], steps[1][key]) for key in steps[0])
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_log_read_anew_teaches_nothing_of_him(known: bool) -> None:
     """`known` by the message of `erasures`, his records are passed over although the log says only later who he was."""
