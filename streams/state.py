@@ -63,6 +63,7 @@ class Notes(msgspec.Struct, array_like=True):
     others: bytes = b""  # uint64 each: hashes of event ids that were sent under those, the latest last
     last: int = 0  # second of the latest event or request that is not in the history
     profiling: int = 0  # second of the latest choice: above 0 none is wanted, below 0 it is: people/optout.py
+    profiling_ms: int = 0  # of that second
 
 
 _encode_notes = msgspec.msgpack.Encoder().encode

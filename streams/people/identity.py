@@ -160,7 +160,7 @@ class Identities:
             return
         _drop_history(other, before=until // 1000)
         state = step.state(user)
-        if optout.latest(state.note(), other.note()) > 0:  # one of them wants no profiling: it holds for both
+        if optout.latest(state.note(), other.note()).profiling > 0:  # one of them wants no profiling: it holds for both
             if not optout.refused(state):
                 step.effects.open_change -= state.pending_count
                 optout.let_go(step, state, user, carried.ts)

@@ -39,7 +39,8 @@ def absorb(state: UserState, other: UserState, *, user: str, sent_as: str, setti
     notes.shows = dict(shown[-ITEMS_SHOWN:])
     notes.known = max(notes.known, theirs.known)
     notes.last = max(notes.last, theirs.last)
-    notes.profiling = optout.latest(notes, theirs)
+    choice = optout.latest(notes, theirs)
+    notes.profiling, notes.profiling_ms = choice.profiling, choice.profiling_ms
     if optout.refused(state):
         optout.forget(state)
     ids = [name for name in dict.fromkeys([*notes.merged, *theirs.merged, sent_as]) if name != user]

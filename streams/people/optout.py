@@ -33,17 +33,25 @@ def refused(state: UserState) -> bool:
     return state.notes is not None and state.notes.profiling > 0
 
 
-def latest(mine: Notes, other: Notes) -> int:
-    """`Notes.profiling` of two ids that are one user: the later choice, of equally late ones the refusal."""
-    return max(mine.profiling, other.profiling, key=lambda chosen: (abs(chosen), chosen))
+def chosen_at(notes: Notes) -> int:
+    """When the latest choice was made, in Unix ms; 0: none was."""
+    return 1000 * abs(notes.profiling) + notes.profiling_ms
+
+
+def latest(mine: Notes, other: Notes) -> Notes:
+    """Of two ids that are one user, which one's choice counts: the later, of equally late ones the refusal. Each
+    partition has an order of its own, so that nothing says which of them came first."""
+    return max(mine, other, key=lambda notes: (chosen_at(notes), notes.profiling))
 
 
 def choose(step: Step, state: UserState, event: Event, refuses: bool) -> None:
-    """The user chooses. The latest choice by its time counts, in whatever order they come."""
-    second, notes = event.ts // 1000, state.note()
-    if second < abs(notes.profiling):
+    """The user chooses. The latest choice by its time counts, in whatever order they come; of equally late ones the one
+    that comes last."""
+    notes = state.note()
+    if event.ts < chosen_at(notes):
         return
     before = refused(state)
+    second, notes.profiling_ms = divmod(event.ts, 1000)
     notes.profiling = second if refuses else -second
     if refuses and not before:
         step.effects.open_change -= state.pending_count

@@ -301,7 +301,7 @@ def test_no_part_of_a_state_is_forgotten_by_a_merge(shared):
     """A field that Notes get must be merged too: it is named here once it is."""
     assert {field.name for field in msgspec.structs.fields(Notes)} == {
         "consumed", "texts", "decisions", "credits", "taken", "cart", "shows", "known", "merged", "others", "last",
-        "profiling",
+        "profiling", "profiling_ms",
     }  # fmt: skip
     mine, theirs, settings = UserState(), UserState(), Settings(consumed={"default": "7d", "cap": 3})
     for state, at in ((mine, 10), (theirs, 20)):
@@ -314,6 +314,7 @@ def test_no_part_of_a_state_is_forgotten_by_a_merge(shared):
         notes.decisions[bytes([at]) * 12] = DecisionNotes(named=True, rewards={0: float(at)})
         notes.credits.append(Credit(at, bytes([at]) * 12, 0, 1.0, at))
         notes.shows, notes.last, notes.profiling = {7: [at]}, at, at if at == 10 else -at
+        notes.profiling_ms = at
     theirs.note().merged, theirs.note().others = ["older"], (99).to_bytes(8, "little")
     assert absorb(mine, theirs, user="u", sent_as="a", settings=settings) == []
     notes = mine.notes
@@ -324,7 +325,7 @@ def test_no_part_of_a_state_is_forgotten_by_a_merge(shared):
     assert list(notes.consumed) == [20, 7, 8] and notes.taken[7] == 4 and list(notes.cart) == [10, 20]
     assert set(notes.texts) == {10, 20} and [n.rewards[0] for n in notes.decisions.values()] == [10.0, 20.0]
     assert [credit.order for credit in notes.credits] == [10, 20] and notes.shows == {7: [10, 20]}
-    assert (notes.merged, notes.last, notes.profiling) == (["older", "a"], 20, -20)
+    assert (notes.merged, notes.last, notes.profiling, notes.profiling_ms) == (["older", "a"], 20, -20, 20)
 
 
 def test_beyond_the_cap_the_id_merged_longest_ago_is_let_go(shop):

@@ -99,6 +99,26 @@ def test_the_latest_choice_counts_in_whatever_order_they_come(log, refuses_last)
     assert optout.refused(state_of(log)) == refuses_last
 
 
+@pytest.mark.parametrize("refuses_last", [True, False])
+def test_within_a_second_too_the_latest_choice_counts(log, refuses_last):
+    first, last = [refuse(at=T0 + 100), event("like", text="profiling", at=T0 + 900)], refuse(at=T0 + 950)
+    log.write(*([*first, last] if refuses_last else [last, *first]))
+    assert optout.refused(state_of(log)), "in whatever order they come"
+    log.write(event("like", text="profiling", at=T0 + 950))
+    assert not optout.refused(state_of(log)), "of equally late ones the one that comes last"
+
+
+@pytest.mark.parametrize("mine_first", [True, False])
+@pytest.mark.parametrize(
+    ("refused_at", "wanted_at", "counts"), [(T0 + 100, T0 + 900, False), (T0 + 900, T0 + 100, True), (T0, T0, True)]
+)
+def test_within_a_second_the_latest_choice_counts_also_over_a_merge(log, mine_first, refused_at, wanted_at, counts):
+    log.write(refuse(user="u", at=refused_at), event("like", text="profiling", user="a", at=wanted_at))
+    mine, other = (state_of(log, user) for user in ("ua" if mine_first else "au"))
+    absorb(mine, other, user="u", sent_as="a", settings=Settings())
+    assert optout.refused(mine) == counts and optout.chosen_at(mine.notes) == max(refused_at, wanted_at)
+
+
 def test_repeats_and_choices_make_nobody_due(log):
     log.write(refuse(id="no"))
     assert log.write(refuse(id="no")) == []
