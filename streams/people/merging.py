@@ -6,7 +6,7 @@ import numpy as np
 
 from headrace.streams.decisions import CREDITS
 from headrace.streams.people import optout
-from headrace.streams.rules.personal import ITEMS_SHOWN, TIMES
+from headrace.streams.rules.personal import TIMES, forget_shown
 from headrace.streams.settings import Settings
 from headrace.streams.state import SEEN_OF_OTHERS, Notes, OpenDecision, UserState, seen_as
 
@@ -35,8 +35,7 @@ def absorb(state: UserState, other: UserState, *, user: str, sent_as: str, setti
     notes.credits = sorted([*notes.credits, *theirs.credits], key=lambda credit: credit.ts)[-CREDITS:]
     for key, seconds in theirs.shows.items():
         notes.shows[key] = sorted([*notes.shows.get(key, []), *seconds])[-TIMES:]
-    shown = sorted(notes.shows.items(), key=lambda entry: entry[1][-1:])
-    notes.shows = dict(shown[-ITEMS_SHOWN:])
+    forget_shown(notes.shows)
     notes.known = max(notes.known, theirs.known)
     notes.last = max(notes.last, theirs.last)
     choice = optout.latest(notes, theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from heapq import nsmallest
 from typing import Literal
 
 from headrace.streams.state import UserState
@@ -31,8 +32,13 @@ def note_shown(state: UserState, keys: Iterable[int], *, second: int, since: int
     notes.shows = shows
     for key in keys:
         shows[key] = sorted([*shows.pop(key, ()), second])[-TIMES:]
-    while len(shows) > ITEMS_SHOWN:
-        del shows[min(shows, key=lambda key: len(shows[key]))]
+    forget_shown(shows)
+
+
+def forget_shown(shows: dict[int, list[int]]) -> None:
+    """Of more than `ITEMS_SHOWN` items the ones shown least often go, and of those the ones shown longest ago."""
+    for key in nsmallest(len(shows) - ITEMS_SHOWN, shows, key=lambda key: (len(shows[key]), shows[key][-1])):
+        del shows[key]
 
 
 def shown_often(state: UserState, *, most: int, since: int) -> Iterator[int]:

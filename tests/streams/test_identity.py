@@ -23,6 +23,7 @@ from headrace.streams.records import (
     decode_transitions,
     item_key,
 )
+from headrace.streams.rules.personal import ITEMS_SHOWN, note_shown
 from headrace.streams.settings import Settings
 from headrace.streams.state import Credit, DecisionNotes, Notes, UserState
 from tests.engine import DAY, HOUR, MINUTE, PLACEMENTS, T0, event, ids, request
@@ -326,6 +327,18 @@ def test_no_part_of_a_state_is_forgotten_by_a_merge(shared):
     assert set(notes.texts) == {10, 20} and [n.rewards[0] for n in notes.decisions.values()] == [10.0, 20.0]
     assert [credit.order for credit in notes.credits] == [10, 20] and notes.shows == {7: [10, 20]}
     assert (notes.merged, notes.last, notes.profiling, notes.profiling_ms) == (["older", "a"], 20, -20, 20)
+
+
+def test_a_merge_forgets_what_was_shown_least_often_as_an_event_does():
+    mine, theirs = UserState(), UserState()
+    mine.note().shows = {7: [1, 2], **{1000 + n: [3] for n in range(ITEMS_SHOWN - 1)}}
+    theirs.note().shows = {5: [9]}
+    absorb(mine, theirs, user="u", sent_as="a", settings=Settings())
+    shown = mine.notes.shows
+    assert len(shown) == ITEMS_SHOWN and shown[7] == [1, 2] and shown[5] == [9] and 1000 not in shown
+    note_shown(mine, [6], second=10, since=0)
+    shown = mine.notes.shows
+    assert len(shown) == ITEMS_SHOWN and shown[7] == [1, 2] and shown[6] == [10] and 1001 not in shown
 
 
 def test_beyond_the_cap_the_id_merged_longest_ago_is_let_go(shop):
