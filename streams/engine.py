@@ -80,6 +80,13 @@ class Engine:
         """What decides from the next record on."""
         self.recommender = recommender
 
+    def release(self) -> None:
+        """The partition goes to another worker, and what is cached of its users with it: where it comes back, they may
+        have been erased or merged meanwhile."""
+        for key in self.states:
+            if key.startswith(b"u"):
+                self.recommender.evict(key[1:].decode())
+
     # -- one record ---------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch, offset: int, *, not_before: int = 0) -> Effects:

@@ -302,6 +302,7 @@ class Worker:
             assignment.waiting.clear()
         await asyncio.gather(*(a.task for a in mine if a.task is not None))
         for assignment in mine:
+            assignment.engine.release()
             assignment.state.progress = assignment.engine.progress()
             assignment.state.read_at = time.monotonic()
             for gauge in (self.metrics.state_users, self.metrics.state_bytes, self.metrics.open_decisions):

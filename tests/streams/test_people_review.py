@@ -1,12 +1,19 @@
 """What review asked of merges, opt-out, expiry and erasure where they meet."""
 
+import asyncio
+
 import pytest
+from confluent_kafka import TopicPartition
+from prometheus_client import CollectorRegistry
 
 from headrace.streams.changelog import ALIAS, erased_key, user_key
+from headrace.streams.metrics import Metrics
 from headrace.streams.people import optout
 from headrace.streams.people.identity import merged_ids
 from headrace.streams.people.merging import MERGED
 from headrace.streams.records import Closed, Erased, Erasure, Opened, Unalias
+from headrace.streams.standby import PartitionState
+from headrace.streams.worker import Assignment, Worker
 from tests.engine import DAY, HOUR, MINUTE, T0, Log, event, request
 from tests.streams.test_identity import Shop, elsewhere, here, identity
 
@@ -37,6 +44,23 @@ def test_a_merge_that_ends_profiling_closes_and_forgets_what_was_open(shared, wh
     assert [c.closed_as for c in shop.records if isinstance(c, Closed)] == ["erased"]
     assert other in {r.user_id for r in shop.records if isinstance(r, Erased)}
     assert shop.state("u").pending_count == 0 and sum(e.open_decisions for e in shop.engines) == 0
+
+
+def test_a_partition_that_goes_takes_what_the_encoder_keeps_of_its_users(shared):
+    """Should it come back, nobody here has heard whom another worker erased."""
+    shop = Shop(shared, partitions=2, event_types={})
+    mine = elsewhere(shop, "u")
+    shop.run(event(user="u", item="toys-0"), event(user=mine, item="toys-1"))
+    cached = shared.encoder.cached_users
+    engine = shop.engines[shop.of("u")]
+    worker = Worker.__new__(Worker)
+    worker.interactions, worker.metrics = "interactions", Metrics(CollectorRegistry(), "worker")
+    worker._assignments = {engine.partition: Assignment(engine.partition, None, engine, PartitionState(), 0)}
+    asyncio.run(worker._release(None, [TopicPartition("interactions", engine.partition)]))
+    assert (cached, shared.encoder.cached_users) == (2, 1)
+    hits = shared.encoder.hits
+    shop.run(event(user=mine, item="toys-2", at=T0 + MINUTE))
+    assert shared.encoder.hits == hits + 1, "those of other partitions stay"
 
 
 def test_a_mark_that_is_renewed_as_its_time_comes_stays(make):
