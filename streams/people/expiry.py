@@ -127,13 +127,15 @@ class Lapses:
 
 
 def forget(step: Step, user: str, state: UserState) -> UserState:
-    """The user lapses: his open decisions close with what they earned, the rest is as if it had never been."""
+    """The user lapses: his open decisions close with what they earned, the rest is as if it had never been, also that
+    other ids were merged into him."""
     while state.pending_count:
         closed = step.decisions.close_oldest(state, now=step.clock.now, user_id=user)
         step.closed(closed.arm, closed.closed_as)
         step.records.append(closed)
     step.counts["expired", "known" if step.engine.lapses.known(user, state) else "anonymous"] += 1
     step.engine.recommender.evict(user)
+    step.people.let_go(user, state.notes.merged if state.notes is not None else [])
     step.touched[user] = UserState()
     step.gone.add(user)
     return step.touched[user]

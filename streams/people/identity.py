@@ -16,6 +16,7 @@ alias goes, so that everything of the ring ends there.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -166,9 +167,8 @@ class Identities:
                 optout.let_go(step, state, user, carried.ts)
             if not optout.refused(other):
                 optout.let_go(step, other, carried.sent_as, carried.ts)
-        let_go = absorb(state, other, user=user, sent_as=carried.sent_as, settings=step.settings)
-        for name in let_go:
-            self._route(Unalias(name, user, carried.ts, carried.sent_ms, [*let_go, *merged_ids(state)]))
+        no_room = absorb(state, other, user=user, sent_as=carried.sent_as, settings=step.settings)
+        self.let_go(user, no_room, merged_ids(state))
         step.effects.open_change += other.pending_count
         step.close_beyond(state, user)
         if (oldest := state.oldest_ts()) is not None:
@@ -193,6 +193,12 @@ class Identities:
         """Sends the erasure of a user to the partitions of all ids that were merged into him, `Notes.merged`."""
         for name in merged:
             self._route(Erasure(name, ts, 0, of=user, among=merged))
+
+    def let_go(self, user: str, names: list[str], others: Iterable[str] = ()) -> None:
+        """Of a user who keeps no note of these merged ids any more, of `others` he does: they are nobody's from now on,
+        as no erasure of his would reach them."""
+        for name in names:
+            self._route(Unalias(name, user, self.step.clock.now, 0, [*names, *others]))
 
     # -- aliases ------------------------------------------------------------------------------------------------------
 

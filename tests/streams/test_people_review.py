@@ -70,6 +70,22 @@ def test_a_mark_that_is_renewed_as_its_time_comes_stays(make):
     assert log.engine.states.get(erased_key("u")) == (T0 + 40 * DAY).to_bytes(8, "little")
 
 
+@pytest.mark.parametrize("swept", [True, False])
+@pytest.mark.parametrize("where", [elsewhere, here])
+def test_the_aliases_of_who_lapses_go_with_him(shared, where, swept):
+    """What is left of him could not be erased: his state named them."""
+    shop = Shop(shared, identities={"anonymous_ttl": "60d", "known_ttl": "2d"})
+    anonymous, at = where(shop, "u"), T0 + 3 * DAY
+    shop.run(event(user=anonymous, item="toys-0"), identity("u", anonymous))
+    if swept:
+        shop.tick(at)
+    shop.run(event(user="u", item="toys-1", at=at), at=at)
+    assert shop.state("u").count == 1, "he comes back, and is new"
+    assert not any(key.startswith(ALIAS) for engine in shop.engines for key in engine.states)
+    shop.run(event(user=anonymous, item="toys-2", at=at + MINUTE), Erasure("u", at + HOUR, 0), at=at)
+    assert [user for user, _ in shop.histories()] == [anonymous]
+
+
 def test_who_takes_it_back_lapses_like_anybody(make):
     log = Log(make(identities={"anonymous_ttl": "2d"}))
     log.write(refuse())
