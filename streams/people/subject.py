@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,7 +18,7 @@ from headrace.export.names import type_code
 from headrace.policy.features import SCALARS
 from headrace.streams import commands, kafka, topics
 from headrace.streams.book import Book, Widths
-from headrace.streams.changelog import alias_key, decode_alias, erased_key, user_key
+from headrace.streams.changelog import Alias, alias_key, decode_alias, erased_key, user_key
 from headrace.streams.context import ContextEncoder
 from headrace.streams.decisions import arm_code, recommendation_name
 from headrace.streams.gate import PART
@@ -36,14 +36,23 @@ _IDS = ("user_id", "anonymous_id", "sent_as", "into", "of", "user", "named")  # 
 _RECORDS = ("interactions", "transitions", "recommendations", "recommendations-shadow", "dead-letters")
 
 
-def describe(settings: Settings, user: str) -> Found:
-    """As JSON could hold it; `held` is False where there is nothing. Times are Unix ms.
+class Told(NamedTuple):
+    """What the changelog says of an id."""
+
+    state: UserState | None
+    erased: int | None  # up to when, in Unix ms
+    alias: Alias | None
+
+
+def describe(settings: Settings, user: str, *, also: Iterable[str] = ()) -> Found:
+    """As JSON could hold it; `held` is False where there is nothing. Times are Unix ms. `also`: other ids of his, of
+    which nothing but records is left.
 
     Raises HeadraceError, in one line, where Kafka or a topic is missing.
     """
     topics.require(settings, wait=False)
     states, marks, merged_into = _states(settings, user)
-    names = {user, *states, *merged_into}
+    names = {user, *states, *merged_into, *also}
     kept = topics.configured(settings, ["users-changelog", *_RECORDS])
     records = {topic: _records(settings, topic, names, kept[topic]) for topic in _RECORDS}
     keys = {key for state in states.values() for key in state.history_keys().tolist()}
@@ -66,7 +75,7 @@ def describe(settings: Settings, user: str) -> Found:
 
 def is_erased(settings: Settings, user: str, ts: int) -> bool:
     """Whether a worker has erased this user up to `ts` (Unix ms)."""
-    _, erased, _ = _of_changelog(settings, {user})[user]
+    erased = of_changelog(settings, {user})[user].erased
     return erased is not None and erased >= ts
 
 
@@ -83,20 +92,21 @@ def _states(settings: Settings, user: str) -> tuple[dict[str, UserState], dict[s
         names = set(waiting) - seen
         seen |= names
         waiting = []
-        for name, (state, erased, alias) in _of_changelog(settings, names).items():
+        for name, (state, erased, alias) in of_changelog(settings, names).items():
             if state is not None:
                 states[name] = state
                 waiting += state.notes.merged if state.notes is not None else []
             if erased is not None:
                 marks[name] = erased
             if alias is not None:
-                into += [alias] if name == user or name in into else []
-                waiting.append(alias)
+                into += [alias.user_id] if name == user or name in into else []
+                waiting.append(alias.user_id)
         waiting = [name for name in waiting if name not in seen]
     return states, marks, into
 
 
-def _of_changelog(settings: Settings, names: set[str]) -> dict[str, tuple[UserState | None, int | None, str | None]]:
+def of_changelog(settings: Settings, names: set[str]) -> dict[str, Told]:
+    """What it says at this moment of each of these ids."""
     last: dict[bytes, bytes | None] = {}
     wanted = {key for name in names for key in (user_key(name), erased_key(name), alias_key(name))}
 
@@ -109,10 +119,10 @@ def _of_changelog(settings: Settings, names: set[str]) -> dict[str, tuple[UserSt
     found = {}
     for name in names:
         state, erased, alias = (last.get(key(name)) for key in (user_key, erased_key, alias_key))
-        found[name] = (
+        found[name] = Told(
             UserState.unpack(state) if state else None,
             int.from_bytes(erased, "little") if erased else None,
-            decode_alias(alias).user_id if alias else None,
+            decode_alias(alias) if alias else None,
         )
     return found
 
