@@ -1,4 +1,4 @@
-"""`headrace erase`: whom it reaches, and when it may say that it is done. On the changelogs of engines, without Kafka."""
+"""`headrace erase`: whom it reaches and when it is done. On the changelogs of engines, without Kafka."""
 
 import pytest
 
