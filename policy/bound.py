@@ -45,27 +45,34 @@ class Bound:
         self._pins = [(position, members) for position, members in self._pins if position < k and members.any()]
         owing = [quota for quota in constraints.quotas if quota.least.any()]
         self._quotas = [(self._padded(quota.members, False), quota.least.copy()) for quota in owing]
+        self._owed = sum((quota.least for quota in owing), np.zeros(rows, np.int64))  # at most: (B,)
         self._penalty = self._start_penalty(query, constraints.penalty)
-        self._drop(((self._groups >= 0) & (self._most == 0)[:, :, None]).any(axis=0) & self.left)
+        if (self._most == 0).any():
+            gone = ((self._groups >= 0) & (self._most == 0)[:, :, None]).any(axis=0) & self.left
+            self.left &= ~gone
+            choice.drop(gone)
+        self.count = self.left.sum(axis=1)  # (B,) of what is left
 
     def _padded(self, columns: np.ndarray, fill: int) -> np.ndarray:
         if len(columns) != len(self.left):
             raise ValueError(f"constraints of {len(columns)} decisions, the query has {len(self.left)}")
+        if columns.shape == self.left.shape:
+            return columns
         out = np.full(self.left.shape, fill, columns.dtype)
         out[:, : columns.shape[1]] = columns
         return out
 
     def _start_caps(self, constraints: Constraints) -> None:
         """Groups (C, B, n) and most (C, B) of the caps that can bind: a group has more members than it may have places.
-        Groups of what is placed (C, B, k), -2 for none."""
+        Groups of what is placed (k, C, B), -2 for none."""
         rows, n = self.left.shape
         binding = [cap for cap in constraints.caps if ((cap.groups >= 0).sum(axis=1) > cap.most).any()]
-        self._groups = np.full((len(binding), rows, n), -1, np.int32)
+        self._groups = np.empty((len(binding), rows, n), np.int32)
         self._most = np.zeros((len(binding), rows), np.int64)
         for at, cap in enumerate(binding):
             self._groups[at] = self._padded(cap.groups, -1)
             self._most[at] = np.minimum(cap.most, self.k)
-        self._placed = np.full((len(binding), rows, self.k), -2, np.int32)
+        self._placed = np.full((self.k, len(binding), rows), -2, np.int32)
 
     def _start_penalty(self, query: Query, penalty: F32 | None) -> tuple[F32, F32, F32] | None:
         """λ times the scores' spread (B, 1), item directions (B, d, n), the largest cosine so far (B, n)."""
@@ -82,7 +89,9 @@ class Bound:
 
     def allowed(self, j: int) -> tuple[Bool, I64]:
         """What position j may hold (B, n), and the rows where that is less than what is left."""
-        if not (self._pins or self._quotas):
+        self._pins = [pin for pin in self._pins if pin[0] >= j]
+        quotas = self._may_owe(j)
+        if not (self._pins or quotas):
             return self.left, self._rows[:0]
         allowed = self.left.copy()
         binding = np.zeros(len(self.left), np.bool_)
@@ -103,9 +112,16 @@ class Bound:
             kept &= rest.any(axis=1)
             allowed[kept] = rest[kept]
             binding |= kept
-        if self._quotas:
+        if quotas:
             binding |= self._bind_quotas(j, allowed, pinned, later)
         return allowed, np.flatnonzero(binding | pinned)
+
+    def _may_owe(self, j: int) -> bool:
+        """Whether a quota may bind at position j: all that is owed, found or not, against the places free for it."""
+        if not self._quotas:
+            return False
+        places = np.minimum(self._places - j, self.count) - len(self._pins)
+        return bool((self._owed >= np.maximum(places, 1)).any())
 
     def _bind_quotas(self, j: int, allowed: Bool, pinned: Bool, later: list[Bool]) -> Bool:
         """Where the places still free are no more than the members still owed, only members are drawn."""
@@ -115,7 +131,7 @@ class Bound:
             inside = members & self.left
             owed += np.minimum(least, inside.sum(axis=1))
             wanted |= inside & (least > 0)[:, None]
-        places = np.minimum(self._places - j, self.left.sum(axis=1))
+        places = np.minimum(self._places - j, self.count)
         for inside in later:
             places -= inside.any(axis=1)
         wanted &= allowed
@@ -139,11 +155,17 @@ class Bound:
     def place(self, j: int, alive: I64, chosen: I64) -> None:
         """Position j of the rows `alive` holds `chosen`."""
         for members, least in self._quotas:
-            least[alive] = np.maximum(least[alive] - members[alive, chosen], 0)
+            pays = members[alive, chosen] & (least[alive] > 0)
+            least[alive] -= pays
+            self._owed[alive] -= pays
         self.left[alive, chosen] = False
-        self.choice.remove(alive, chosen)
-        if len(self._groups):
-            self._end_groups(j, alive, chosen)
+        self.count[alive] -= 1
+        gone = self._ended(j, alive, chosen) if len(self._groups) else None
+        if gone is None:
+            self.choice.remove(alive, chosen)
+        else:
+            gone[alive, chosen] = True
+            self.choice.drop(gone)
         if self._penalty is not None:
             weight, directions, nearest = self._penalty
             above = directions[alive, :, chosen]
@@ -154,25 +176,25 @@ class Bound:
             self.choice.lower(by)
             self._ranks = self._ranks - by
 
-    def _end_groups(self, j: int, alive: I64, chosen: I64) -> None:
-        """Groups that have their most with what was placed leave the candidates."""
-        code = self._groups[:, alive, chosen]  # (C, A)
-        self._placed[:, alive, j] = np.where(code >= 0, code, -2)
-        held = (self._placed[:, alive, : j + 1] == code[:, :, None]).sum(axis=2)
-        cap, at = np.nonzero((code >= 0) & (held >= self._most[:, alive]))
+    def _ended(self, j: int, alive: I64, chosen: I64) -> Bool | None:
+        """What leaves the candidates (B, n), as groups have their most with what was placed; None for nothing."""
+        self._placed[j, :, alive] = self._groups[:, alive, chosen].T
+        code = self._placed[j]  # (C, B)
+        held = (self._placed[: j + 1] == code).sum(axis=0)
+        cap, rows = np.nonzero((code >= 0) & (held >= self._most))
         if not len(cap):
-            return
+            return None
+        which, columns = np.nonzero(self._groups[cap, rows] == code[cap, rows, None])
+        rows = rows[which]
+        there = self.left[rows, columns]
+        if not there.any():
+            return None
+        rows, columns = rows[there], columns[there]
+        self.left[rows, columns] = False
+        self.count[rows] = self.left[rows].sum(axis=1)
         gone = np.zeros_like(self.left)
-        for c in dict.fromkeys(cap.tolist()):
-            these = at[cap == c]
-            rows = alive[these]
-            gone[rows] |= self._groups[c, rows] == code[c, these, None]
-        self._drop(gone & self.left)
-
-    def _drop(self, gone: Bool) -> None:
-        if gone.any():
-            self.left &= ~gone
-            self.choice.drop(gone)
+        gone[rows, columns] = True
+        return gone
 
 
 def sample_bound(bound: Bound, *, floor: float, streams: U64) -> Slates:
@@ -184,16 +206,16 @@ def sample_bound(bound: Bound, *, floor: float, streams: U64) -> Slates:
     explored = np.zeros((len(rows), k), np.bool_)
     for j in range(k):
         allowed, bindings = bound.allowed(j)
-        count = allowed.sum(axis=1)
+        count = bound.count if allowed is bound.left else allowed.sum(axis=1)
         alive = rows[count > 0]
         if not len(alive):
             break
         n_left, u = np.maximum(count, 1), draws[j]
         by_policy = bound.choice.pick(np.minimum(u / (1 - floor), _ALMOST_ONE))
-        first = bound.choice.first().copy()
-        pi = bound.within(allowed, bindings)
+        first = bound.choice.first()
         if len(bindings):
-            by_policy = by_policy.copy()
+            pi = bound.within(allowed, bindings)
+            by_policy, first = by_policy.copy(), first.copy()
             by_policy[bindings] = _inverted(pi, np.minimum(u[bindings] / (1 - floor), _ALMOST_ONE))
             first[bindings] = pi.argmax(axis=1)
         rank = np.minimum(np.maximum((u - (1 - floor)) / floor * n_left, 0).astype(np.int64), n_left - 1)

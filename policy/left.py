@@ -29,9 +29,14 @@ class Left:
         return nth
 
     def drop(self, gone: Bool) -> None:
-        """Takes the candidates of `gone` (B, n) out; those left in such a row stand in their order from there on. Rows
-        that lose none stay as they are: what another decision loses changes no draw."""
-        rows, n = np.flatnonzero(gone.any(axis=1)), gone.shape[1]
+        """Takes the candidates of `gone` (B, n) out. Those left in a row that loses several stand in their order from
+        there on; a row that loses one loses it as by `remove`, others stay as they are: what another decision loses
+        changes no draw."""
+        gone = gone & self.there()
+        several = gone.sum(axis=1)
+        one = np.flatnonzero(several == 1)
+        self.remove(one, gone[one].argmax(axis=1))
+        rows, n = np.flatnonzero(several > 1), gone.shape[1]
         again = Left(self.there()[rows] & ~gone[rows])
         self.count[rows] = again.count
         self._order.reshape(-1, n)[rows] = again._order.reshape(-1, n)

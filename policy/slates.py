@@ -172,8 +172,8 @@ class Votes:
         np.add.at(self._counts, self._start[again // self._draws] + top, 1)
 
     def boost(self, factors: F32) -> None:
-        rows, columns = np.nonzero(factors != 1)
-        self._by_row[rows, :, columns] = boosted(self._by_row[rows, :, columns], factors[rows, columns, None])
+        self._by_row = boosted(self._by_row, factors[:, None, :])
+        self._scores = self._by_row.reshape(-1, self._n)
         self._vote()
 
     def lower(self, by: F32) -> None:
@@ -190,7 +190,7 @@ class Votes:
         rows, columns = np.nonzero(gone)
         self._by_row[rows, :, columns] = -np.inf
         self._counts[self._start[rows] + columns] = 0
-        again = np.flatnonzero(np.take_along_axis(gone, self._top, axis=1))
+        again = np.flatnonzero(gone.ravel()[self._top + self._start[:, None]])
         top = self._scores[again].argmax(axis=1)
         self._top.ravel()[again] = top
         np.add.at(self._counts, self._start[again // self._draws] + top, 1)
@@ -304,8 +304,13 @@ class Mixture:
 
 
 def boosted(scores: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
-    """Scores above zero times their factor, those below divided by it; shapes broadcast."""
-    raised: NDArray[Any] = np.where(scores > 0, scores * factors, scores / factors)
+    """Scores above zero times their factor, those below divided by it; `factors` broadcast to the scores' shape."""
+    # The larger of product and quotient for factors from 1 on, the smaller one for those below: without a branch.
+    signs = np.where(factors < 1, -1, 1).astype(factors.dtype)
+    signed = factors * signs
+    raised: NDArray[Any] = scores * signed
+    np.maximum(raised, scores / signed, out=raised)
+    raised *= signs
     return raised
 
 

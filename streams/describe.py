@@ -163,7 +163,7 @@ class Describer:
             rows, mask = self.drawn(
                 asks, history, keys, streams, states=states, own=own, left_out=out,
                 sources=self._settings.placements[placement].sources, anchored=codes[:, 0] == ANCHOR,
-                within=self._pools.within(placement, force, states=states, streams=streams, k=max(ks)),
+                within=self._pools.within(placement, force, states=states, streams=streams, ks=ks),
             )  # fmt: skip
         bound = bind(force, placement, rows, mask, ks, exposure=exposure, penalty=self._penalty(placement, len(asks)))
         vectors = items.vectors[rows]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace.policy.base import F32, I64, Bool
 from headrace.policy.constraints import Cap, Constraints, Pin, Quota
@@ -32,8 +31,9 @@ class Bound:
 
     def restricts_first(self, i: int, candidates: int) -> bool:
         """Whether the first position of a decision may be drawn from less than all of its candidates."""
-        owed = sum(plan.least for plan in self.plans[i])
-        return bool(self.force.pins) or owed >= max(min(self.ks[i], candidates), 1)
+        if self.force.pins:
+            return True
+        return sum(plan.least for plan in self.plans[i]) >= max(min(self.ks[i], candidates), 1)
 
     def logged(self, i: int, mask: Bool) -> bytes:
         """The constraints of a decision over the candidates of its mask (n,); empty where it has none."""
@@ -61,22 +61,25 @@ def bind(
     `exposure` plans the decisions in their order. `penalty` (B,): see Constraints.
     """
     shares = shares_of(force)
-    plans = [[exposure.plan(placement, share, k) for share in shares] for k in ks]
+    by_share = [exposure.plans(placement, share, ks) for share in shares]
+    plans = [list(plans) for plans in zip(*by_share, strict=True)] if shares else [[] for _ in ks]
     caps, quotas = [], []
     for _, groups, most in force.caps:
-        caps.append(Cap(groups[rows], np.full(len(rows), most, np.int64)))
+        caps.append(Cap(groups.take(rows), np.full(len(rows), most, np.int64)))
     for at, (_, members, _, _, _) in enumerate(force.shares):
-        inside = members[rows]
-        least = np.array([plan[at].least for plan in plans], np.int64)
-        at_most = np.array([plan[at].most for plan in plans], np.int64)
+        inside = members.take(rows)
+        least, at_most = np.array(by_share[at], np.int64).T
         if least.any():
             quotas.append(Quota(inside, least))
         if (at_most < np.array(ks)).any():
-            caps.append(Cap(np.where(inside, 0, -1).astype(np.int32), at_most))
+            caps.append(Cap(inside.astype(np.int32) - 1, at_most))
     for cap in caps:
-        mask &= (cap.groups < 0) | (cap.most > 0)[:, None]
-    pins = tuple(Pin(position, members[rows]) for _, position, members in force.pins if position < max(ks, default=0))
-    boosts = None if force.boosts is None else force.boosts[rows]
+        none = np.flatnonzero(cap.most <= 0)
+        if len(none):
+            mask[none] &= cap.groups[none] < 0
+    longest = max(ks, default=0)
+    pins = tuple(Pin(position, members.take(rows)) for _, position, members in force.pins if position < longest)
+    boosts = None if force.boosts is None else force.boosts.take(rows)
     if boosts is None and penalty is None and not (caps or quotas or pins):
         return Bound(placement, force, ks, None, plans)
     constraints = Constraints(boosts=boosts, penalty=penalty, caps=tuple(caps), pins=pins, quotas=tuple(quotas))
@@ -118,18 +121,16 @@ def settle(bound: Bound, chosen: I64, sizes: Sequence[int], exposure: Exposure) 
         for kept, k, met in zip(told, bound.ks, held.tolist(), strict=True):
             if position < k:
                 (kept.bound if met else kept.unmet).append(rule_id)
-    for rule_id, groups, most in force.caps:
-        inside = np.where(there, groups[chosen], -1)
-        for kept, full in zip(told, _reached(inside, most).tolist(), strict=True):
-            if full:
-                kept.bound.append(rule_id)
+    for cap, i in zip(*_reached(force, chosen, there), strict=True):
+        told[i].bound.append(force.caps[cap][0])
     for at, (share, (_, members, _, _, _)) in enumerate(zip(shares_of(force), force.shares, strict=True)):
         placed = (members[chosen] & there).sum(axis=1).tolist()
-        for kept, k, plans, n, size in zip(told, bound.ks, bound.plans, placed, sizes, strict=True):
-            exposure.settle(bound.placement, share, k, plans[at], n, size=size)
-            if n < plans[at].least:
+        plans = [planned[at] for planned in bound.plans]
+        exposure.settle_all(bound.placement, share, bound.ks, plans, placed, sizes)
+        for kept, k, (least, at_most), n in zip(told, bound.ks, plans, placed, strict=True):
+            if n < least:
                 kept.unmet.append(share.rule_id)
-            elif plans[at].least or plans[at].most < k:
+            elif least or at_most < k:
                 kept.bound.append(share.rule_id)
     for kept, k, size in zip(told, bound.ks, sizes, strict=True):
         if size < k:
@@ -138,14 +139,16 @@ def settle(bound: Bound, chosen: I64, sizes: Sequence[int], exposure: Exposure) 
     return told
 
 
-def _reached(groups: NDArray[np.int32], most: int) -> Bool:
-    """(B,) whether any group stands `most` times in its row (B, k)."""
-    if most == 1:
-        one: Bool = np.any(groups >= 0, axis=1)
-        return one
-    if groups.max(initial=-1) <= 0:  # one group
-        enough: Bool = np.count_nonzero(groups == 0, axis=1) >= most
-        return enough
-    same = (groups[:, :, None] == groups[:, None, :]) & (groups >= 0)[:, :, None]
-    full: Bool = np.any(same.sum(axis=2) >= most, axis=1)
-    return full
+def _reached(force: InForce, chosen: I64, there: Bool) -> tuple[list[int], list[int]]:
+    """Which caps, in their order, have their most in which slates (B, k), of which `there` counts."""
+    if not force.caps:
+        return [], []
+    groups = np.stack([groups.take(chosen.T) for _, groups, _ in force.caps])  # (C, k, B)
+    groups[:, ~there.T] = -1
+    most = np.array([most for _, _, most in force.caps])
+    full = (groups >= 0).sum(axis=1) >= most[:, None]  # all that one may need, of whatever group
+    for cap in np.flatnonzero((groups.max(axis=(1, 2)) > 0) & (most > 1)).tolist():  # of several groups
+        same = groups[cap, :, None] == groups[cap, None, :]
+        full[cap] &= ((same & (groups[cap] >= 0)).sum(axis=0) >= most[cap]).any(axis=0)
+    caps, rows = np.nonzero(full)
+    return caps.tolist(), rows.tolist()

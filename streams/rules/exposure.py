@@ -13,7 +13,7 @@ with what it decided.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 CREDIT = 0.0025  # of a window's places
@@ -46,22 +46,35 @@ class Exposure:
 
     def plan(self, placement: str, share: Share, k: int) -> Plan:
         """For the next slate of k places; what it plans is counted as given until `settle` says what was."""
-        least, most = 0, k
+        return self.plans(placement, share, [k])[0]
+
+    def plans(self, placement: str, share: Share, ks: Sequence[int]) -> list[Plan]:
+        """The same for several, one after the other."""
+        least, most = [0] * len(ks), list(ks)
         if share.least is not None:
-            least = self._whole(_name(placement, share, "least"), share.least, k)
+            least = self._whole(_name(placement, share, "least"), share.least, ks)
         if share.most is not None:
-            most = max(self._whole(_name(placement, share, "most"), share.most, k), least)
-        return Plan(least, most)
+            most = list(map(max, self._whole(_name(placement, share, "most"), share.most, ks), least))
+        return list(map(Plan, least, most))
 
     def settle(self, placement: str, share: Share, k: int, plan: Plan, placed: int, *, size: int | None = None) -> None:
         """The slate holds `placed` of the group among its `size` items; None: k."""
-        credit = max(CREDIT * share.window * k, 1.0)
-        free = 0 if size is None else k - size
-        for bound, part, planned in (("least", share.least, plan.least), ("most", share.most, plan.most)):
+        self.settle_all(placement, share, [k], [plan], [placed], [k if size is None else size])
+
+    def settle_all(
+        self, placement: str, share: Share, ks: Sequence[int], plans: Sequence[Plan], placed: Sequence[int],
+        sizes: Sequence[int],
+    ) -> None:  # fmt: skip
+        """The same for several, one after the other."""
+        for at, (bound, part) in enumerate((("least", share.least), ("most", share.most))):
             name = _name(placement, share, bound)
-            if name in self.accounts and part is not None:
-                account = self.accounts[name] + planned - placed - part * free
-                self.accounts[name] = min(max(account, -credit), credit)
+            account = self.accounts.get(name)
+            if part is None or account is None:
+                continue
+            for k, plan, n, size in zip(ks, plans, placed, sizes, strict=True):
+                credit = max(CREDIT * share.window * k, 1.0)
+                account = min(max(account + plan[at] - n - part * (k - size), -credit), credit)
+            self.accounts[name] = account
 
     def keep(self, names: Iterable[tuple[str, Share]]) -> None:
         """Forgets the accounts of all rules but these, by placement."""
@@ -69,11 +82,15 @@ class Exposure:
         for name in self.accounts.keys() - known:
             del self.accounts[name]
 
-    def _whole(self, name: str, share: float, k: int) -> int:
-        due = self.accounts.get(name, 0.0) + share * k
-        whole = min(max(math.floor(due + 1e-9), 0), k)
-        self.accounts[name] = due - whole
-        return whole
+    def _whole(self, name: str, share: float, ks: Sequence[int]) -> list[int]:
+        account, wholes = self.accounts.get(name, 0.0), []
+        for k in ks:
+            due = account + share * k
+            whole = min(max(math.floor(due + 1e-9), 0), k)
+            account = due - whole
+            wholes.append(whole)
+        self.accounts[name] = account
+        return wholes
 
 
 def _name(placement: str, share: Share, bound: str) -> str:

@@ -42,8 +42,8 @@ def forget_shown(shows: dict[int, list[int]]) -> None:
 
 
 def shown_often(state: UserState, *, most: int, since: int) -> Iterator[int]:
-    """Keys of the items shown `most` times or more since the second `since`, all of which counts: shows are known by the
-    second, and one too early keeps an item back for no more than that."""
+    """Keys of the items shown `most` times or more since the second `since`, which counts as
+    a whole: shows are known by the second."""
     if state.notes is not None:
         for key, seconds in state.notes.shows.items():
             if len(seconds) >= most and seconds[-most] >= since:

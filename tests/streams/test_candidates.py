@@ -8,6 +8,8 @@ from headrace.streams.candidates import Candidates
 from headrace.streams.items import ItemStore
 from headrace.streams.own import own_counts, own_items
 from headrace.streams.records import Item, item_key
+from headrace.streams.rules.in_force import InForce
+from headrace.streams.rules.pools import Pools
 from headrace.streams.settings import Consumed
 from headrace.streams.state import UserState
 
@@ -203,3 +205,22 @@ def test_the_scalar_says_how_often_whatever_else_the_user_took():
     np.testing.assert_allclose(shares[0], [np.log(2) / np.log(21), np.log(8) / np.log(21), 0], atol=1e-6)
     assert not shares[1].any() and own_counts([{1: 7}], rows[:1])[0, 1] == shares[0, 1]
     assert own_counts([{0: 20, 1: 500}], rows[:1])[0, :2].tolist() == [1, 1]
+
+
+def test_candidates_for_pins_and_shares_are_of_the_decisions_own_places(store):
+    pinned, shared = (np.isin(np.arange(store.none + 1), rows) for rows in (range(100), range(100, 300)))
+    force = InForce(pins=[("first-of-all", 3, pinned)], shares=[("some", shared, 0.2, None, 1_000)])
+    rng = np.random.default_rng(3)
+    states, streams = rng.standard_normal((4, DIM)).astype(np.float32), np.arange(4, dtype=np.uint64)
+    ks = [2, 10, 20, 10]
+
+    def drawn(at, places):
+        of = {"states": states[at], "streams": streams[at]}
+        within = Pools(store, Knowledge(store)).within("home", force, ks=places, **of)
+        nothing = [()] * len(at)
+        return draw(store, histories=nothing, own=nothing, left_out=nothing, within=within, **of)
+
+    together = drawn([0, 1, 2, 3], ks)
+    for i, k in enumerate(ks):
+        assert drawn([i], [k]) == [together[i]]
+    assert drawn([0, 1, 2, 3], [20] * 4) != together  # k decides
