@@ -18,6 +18,7 @@ from headrace.streams.attributes import Columns, Words, same
 from headrace.streams.contents import Old, content_of
 from headrace.streams.index import ItemIndex
 from headrace.streams.records import Item, item_key
+from headrace.streams.removed import Removed
 
 F32 = NDArray[np.float32]
 _NEIGHBOURS = 24  # content neighbours kept an item
@@ -27,12 +28,13 @@ _MISSED = 1_000_000  # keys remembered because a history named what is not here
 
 
 class ItemStore:
-    """Rows are permanent while the process lives: a removed item keeps its row and is not available.
+    """A removed item is not available. It keeps its row until many others have been removed after it (removed.py); then
+    the row is another's.
 
     `tower` gives the items' vectors (d,) in the state's space.
     """
 
-    def __init__(self, tower: ItemTower, *, text_version: str = "") -> None:
+    def __init__(self, tower: ItemTower, *, text_version: str = "", removed: Removed | None = None) -> None:
         """`text_version`: of the text encoder in whose space the tower takes vectors; others' are passed over."""
         self._tower, self._text_version = tower, text_version
         self.dim = tower.dim
@@ -52,12 +54,17 @@ class ItemStore:
         self.category_names: list[str] = []
         self._waiting: dict[int, Item] = {}  # by row: contents whose vector is not yet made
         self._waiting_old: dict[tuple[int, int], Item] = {}  # the same by item key and number
-        self._old: dict[int, dict[int, F32]] = {}  # item key → number → vector of a content that the item had
+        # item key → number → vector of a content that the item had; they are made to this precision
+        self._old: dict[int, dict[int, NDArray[np.float16]]] = {}
         self._last: dict[int, int] = {}  # item key → number of the last content, of removed items without a row
         self._missed: set[int] = set()  # keys that a history named with a content that was not here
         self._stale: set[int] = set()  # keys for which `history_vectors` now gives something else than it gave
         self._texts: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
         self.fresh: list[int] = []
+        self._removed = Removed() if removed is None else removed
+        self._left: list[int] = []  # rows without an item, which others may still name as a neighbour
+        self._free: list[int] = []  # rows for the next items
+        self.freed = 0  # rises when rows become free: who remembers any by number has to ask again
         self._pool: NDArray[np.int64] | None = None
 
     def _allocate(self, capacity: int) -> None:
@@ -113,10 +120,13 @@ class ItemStore:
         if row is not None and self._offsets[row][0] == item.source and self._offsets[row] >= at:
             if self._offsets[row] == at and self._encoded_anew(row, item):
                 self._contents[row], self._waiting[row], self._moved[row] = content_of(item), item, None
+            elif item.removed and key in self._removed:
+                self._removed.put(key, row=True)
             return None
         if row is None:
             if item.removed:
                 self._last[key] = item.generation
+                self._removed.put(key, row=False)
                 return None
             row = self._add(item.item_id, key)
             kind = "new"
@@ -126,8 +136,10 @@ class ItemStore:
         self._pool = None
         self._moved[row] = None
         if item.removed:
+            self._removed.put(key, row=True)
             self._take(row, False, float(self.price[row]), int(self.category[row]), int(self.since_ms[row]))
             return kind
+        self._removed.back(key)
         price = math.nan if item.price is None else item.price
         other = self._columns.put(row, item.attributes)
         self._take(row, item.available, price, self._category_code(item.category), item.since_ms, other=other)
@@ -143,17 +155,51 @@ class ItemStore:
         return kind
 
     def _add(self, item_id: str, key: int) -> int:
-        if self._size == self._capacity:
-            self._allocate(self._capacity * 2)
-        row = self._size
-        self._size += 1
-        self.ids.append(item_id)
+        if self._free:
+            row = self._free.pop()
+            self.ids[row] = item_id
+        else:
+            if self._size == self._capacity:
+                self._allocate(self._capacity * 2)
+            row = self._size
+            self._size += 1
+            self.ids.append(item_id)
+            self._offsets.append((-1, -1, False))
+            self._contents.append(b"")
         self.rows[key] = row
         self.keys[row] = key
-        self._offsets.append((-1, -1, False))
-        self._contents.append(b"")
         self._last.pop(key, None)
         return row
+
+    def _let_go(self) -> None:
+        """Gives up what the oldest of the removed items held."""
+        for key in self._removed.without_row():
+            self._empty(key, self.rows.pop(key))
+        for key in self._removed.forgotten():
+            self._last.pop(key, None)
+            if self._old.pop(key, None):
+                self._stale.add(key)
+        if len(self._left) >= max(self._removed.at_once, self._size // 20):
+            named = np.zeros(self._capacity + 1, np.bool_)
+            named[self._left] = True
+            near, near_at = self.near[: self._size], self.near_at[: self._size]
+            near[named[near]] = -1
+            near_at[(near_at > 0) & ((near < 0).sum(axis=1) > _NEIGHBOURS // 4)] = 0  # to be looked for anew
+            self.fresh = [row for row in self.fresh if not named[row]]
+            self._free, self._left = [*self._left[::-1], *self._free], []
+            self.freed += 1
+
+    def _empty(self, key: int, row: int) -> None:
+        """Histories still find the item's content, as if the worker had come when it was gone already."""
+        self._last[key] = int(self.number[row])
+        if self.made[row]:
+            self._old.setdefault(key, {}).setdefault(int(self.number[row]), self.vectors[row].astype(np.float16))
+        other = self._columns.put(row, {})
+        self._take(row, False, math.nan, -1, -1, other=other)
+        self.ids[row], self._offsets[row], self._contents[row] = "", (-1, -1, False), b""
+        self.near[row], self.near_at[row], self.keys[row] = -1, -1, 0
+        self.vectors[row], self.number[row], self.made[row], self.log_price[row] = 0, 0, False, 0
+        self._left.append(row)
 
     def _take(self, row: int, available: bool, price: float, category: int, since: int, *, other: bool = False) -> None:
         """`other`: whether anything else that rules ask for changed."""
@@ -220,7 +266,7 @@ class ItemStore:
         for (key, number), vector in zip(self._waiting_old, made, strict=False):
             held = self._old.setdefault(key, {})
             self._came(key, another=number in held and not np.array_equal(held[number], vector))
-            held[number] = vector
+            held[number] = vector.astype(np.float16)
         for (row, item), vector in zip(self._waiting.items(), made[len(self._waiting_old) :], strict=True):
             same_number = bool(self.made[row]) and self.number[row] == item.generation
             self._came(int(self.keys[row]), another=same_number and not np.array_equal(self.vectors[row], vector))
@@ -228,6 +274,7 @@ class ItemStore:
         self._index(changed=set(self._waiting))
         self._waiting.clear()
         self._waiting_old.clear()
+        self._let_go()
 
     def _came(self, key: int, *, another: bool) -> None:
         if another or key in self._missed:
@@ -294,12 +341,12 @@ class ItemStore:
         held = self._old.get(key, {})
         for number, vector in held.items():
             if number & 255 == generation:
-                return vector
+                return vector.astype(np.float32)
         if len(self._missed) >= _MISSED:
             self._stale |= self._missed
             self._missed.clear()
         self._missed.add(key)
-        here = dict(held)
+        here = {number: vector.astype(np.float32) for number, vector in held.items()}
         if self.made[row]:
             here[int(self.number[row])] = self.vectors[row]
         return here[min(here)] if here else np.zeros(self.dim, np.float32)

@@ -81,6 +81,7 @@ class Policies:
         self._popular_rows = np.zeros(0, np.int64)
         self._scores = np.zeros(0, np.float32)  # popularity by row
         self._following: dict[int, NDArray[np.int64]] = {}
+        self._freed = 0  # as ItemStore.freed: up to there, rows by number are right
         start = begin(settings, self._make(settings.policy.name, dim))
         fits = start is not None and (
             not encoder_version or start.made.get("encoder", encoder_version) == encoder_version
@@ -150,8 +151,15 @@ class Policies:
 
     # -- behaviour, by row --------------------------------------------------------------------------------------------
 
+    def _ask_again(self) -> None:
+        """Rows have become free: what is known by number may be said of other items."""
+        if self._freed != self._items.freed:
+            self._freed, self._scores = self._items.freed, np.zeros(0, np.float32)
+            self._following.clear()
+
     def popularity(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """In [0, 1], of the shape of `rows`."""
+        self._ask_again()
         if len(self._scores) != len(self._items.keys):
             self._scores = self._popularity.scores(self._items.keys)
             self._scores[len(self._items) :] = 0
@@ -174,6 +182,7 @@ class Policies:
 
     def following(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Rows (len, 16) of what follows each item or query most, -1 where there is less."""
+        self._ask_again()
         known = self._following
         listed = keys.tolist()
         asked = [key for key in dict.fromkeys(listed) if key not in known]

@@ -169,7 +169,7 @@ class Serving:
         items, encoder = self._models.items, self._models.encoder
         available = len(items.pool())
         self._metrics.items.labels("available").set(available)
-        self._metrics.items.labels("unavailable").set(len(items) - available)
+        self._metrics.items.labels("unavailable").set(len(items.rows) - available)
         self._tell_rules(int(time.time() * 1000))
         self._metrics.index_recall.set(items.index.recall)
         before, self._cache_counts = self._cache_counts, (encoder.hits, encoder.rebuilt)
