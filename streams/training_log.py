@@ -27,8 +27,9 @@ from headrace.streams.erased import Erased
 from headrace.streams.errors import ArtifactMismatch, HeadraceError
 from headrace.streams.load import Summary, read_events, read_items
 from headrace.streams.messages import Decoder, Rejection, ShopItem
+from headrace.streams.people.persons import Persons
 from headrace.streams.progress import progress
-from headrace.streams.records import Event, item_key
+from headrace.streams.records import Event, Identity, item_key
 from headrace.streams.settings import Settings, cache_dir
 from headrace.streams.state import short_hash
 from headrace.streams.text_cache import TextCache
@@ -78,16 +79,26 @@ def from_files(
 
 
 def from_topics(settings: Settings, *, until_ms: int | None = None, erased: Erased | None = None) -> TrainingLog:
-    """Of what `items` and `events` hold now. Erasures are read first: nothing that they cover enters the log.
+    """Of what `items` and `events` hold now. Erasures are read first: nothing that they cover enters the log. Then
+    `identities`: an anonymous id's events are his whose it is by now.
 
     `until_ms`: only what happened before. Raises BrokerError where Kafka does not answer, HeadraceError in one line.
     """
     topics.reach(settings)
     erased = erased or Erased()
     erased.read_topics(settings)
-    made = _Maker(settings, erased, until_ms)
     decoder, now_ms, refused = Decoder(settings), time.time_ns() // 1_000_000, Counter[str]()
+    identities: list[Identity] = []
     items: dict[bytes, ShopItem] = {}
+
+    def on_identity(message: kafka.Message) -> None:
+        if (raw := message.value()) is None:
+            return
+        identity = decoder.identity(raw, now_ms=now_ms, sent_ms=0)
+        if isinstance(identity, Rejection):
+            refused["identities"] += 1
+        elif until_ms is None or identity.ts < until_ms:
+            identities.append(identity)
 
     def on_item(message: kafka.Message) -> None:
         key, raw = message.key() or b"", message.value()
@@ -110,10 +121,13 @@ def from_topics(settings: Settings, *, until_ms: int | None = None, erased: Eras
         else:
             made.take(event)
 
+    _read(settings, "identities", on_identity)
+    persons = Persons(settings, identities, erased=erased.covers)
+    made = _Maker(settings, erased, until_ms, persons)
     _read(settings, "items", on_item)
     made.take_items(items.values())
     _read(settings, "events", on_event)
-    notes = [f"  {n:,} messages of {topic} not read: no {topic[:-1]}s by the contract" for topic, n in refused.items()]
+    notes = [f"  {n:,} messages of {topic} not read: no {topic} by the contract" for topic, n in refused.items()]
     if erased.unreadable:
         notes.append(f"  {erased.unreadable:,} messages of erasures are none: see dead-letters, and send them again")
     return made.finish(notes, source=f"topic {settings.topic('events')}")
@@ -151,8 +165,9 @@ class _Columns:
     type: array[int] = field(default_factory=lambda: array("B"))
     value: array[float] = field(default_factory=lambda: array("f"))
 
-    def add(self, event: Event, code: int, *, part: str, item: int = -1, asked: int = -1) -> None:
-        self.owner.append(self.users.setdefault(event.user_id, len(self.users)))
+    def add(self, event: Event, code: int, user: str, *, part: str, item: int = -1, asked: int = -1) -> None:
+        """`user`: whose event it is; its id is unique under the id that it was sent under."""
+        self.owner.append(self.users.setdefault(user, len(self.users)))
         self.ts.append(event.ts)
         self.event.append(short_hash(part, event.user_id, event.event_id))
         self.item.append(item)
@@ -164,8 +179,11 @@ class _Columns:
 class _Maker:
     """Items first, then events, then `finish`."""
 
-    def __init__(self, settings: Settings, erased: Erased, until_ms: int | None) -> None:
+    def __init__(
+        self, settings: Settings, erased: Erased, until_ms: int | None, persons: Persons | None = None
+    ) -> None:
         self._settings, self._erased, self._until_ms = settings, erased, until_ms
+        self._persons = persons or Persons(settings)
         self._encoder = _text_encoder(settings)
         self._codes = {name: type_code(name) for name, kind in settings.event_types.items() if kind.history}
         self._rows: dict[str, int] = {}
@@ -187,10 +205,10 @@ class _Maker:
         )
 
     def take(self, event: Event) -> None:
-        code = self._codes.get(event.type)
+        code, user = self._codes.get(event.type), self._persons.user(event.user_id)
         if self._until_ms is not None and event.ts >= self._until_ms:
             self._left_out["later than --until"] += 1
-        elif self._erased.covers(event.user_id, event.ts):
+        elif self._erased.covers(event.user_id, event.ts) or self._erased.covers(user, event.ts):
             self._left_out["of users who asked to be forgotten"] += 1
         elif code is None:
             self._left_out[f"of a type that enters no history: {event.type}"] += 1
@@ -198,10 +216,10 @@ class _Maker:
             if event.item_id is not None:
                 row = self._rows.get(event.item_id, -1)
                 self._left_out["of items that the catalogue does not hold: known by their type alone"] += row < 0
-                self._columns.add(event, code, part="item", item=row)
+                self._columns.add(event, code, user, part="item", item=row)
             if event.text:
                 asked = self._words.setdefault(event.text, len(self._words))
-                self._columns.add(event, code, part="words", asked=asked)
+                self._columns.add(event, code, user, part="words", asked=asked)
 
     def finish(self, notes: Sequence[str], *, source: str) -> TrainingLog:
         """Raises HeadraceError for what nothing can be learned from."""

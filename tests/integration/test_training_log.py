@@ -73,14 +73,17 @@ def test_nothing_of_an_erased_user_gets_in(
         event(6, "eve", item_id="b"),
         event(7, "dan", item_id="c"),
         event(8, "dan", type="search", item_id=None, text="pots"),
+        event(1, "cookie-7", item_id="b", ts=T0),  # ann's before she logged in, under an event_id that she has too
         ("ann", b"no event"),
         ("ann", None),
     )
+    said = {"user_id": "ann", "anonymous_id": "cookie-7", "ts": T0}
+    send(mine, "identities", ("ann", said), ("dan", {**said, "user_id": "dan", "ts": T0 + 1}))  # stays with the first
     made = from_topics(mine)
     log = made.log
     assert log.users == ["ann", "dan", "eve"]
     assert [log.items[a:b].tolist() for a, b in zip(log.offsets, log.offsets[1:], strict=False)] == [
-        [0, 1],
+        [1, 0, 1],
         [-1, -1],
         [1],  # after the erasure: a new user's
     ]
