@@ -198,6 +198,22 @@ def test_until_passes_and_what_waited_comes_into_force() -> None:
     assert ids(book) == ["a"], "another partition's clock may be earlier"
 
 
+def test_a_conflict_across_partitions_is_refused_whichever_is_read_first_and_unknown_to_who_reads_one() -> None:
+    said = [
+        ("a", b'{"rule_id": "a", "action": "pin", "value": 0, "where": {"brand": "x"}}', 3, 0),
+        ("b", b'{"rule_id": "b", "action": "pin", "value": 0, "where": {"brand": "y"}}', 2, 1),
+    ]
+    for order in (said, said[::-1]):
+        book = RuleBook(SETTINGS)
+        for message in order:
+            book.put(*message)
+        assert ids(book) == ["b"] and "'b'" in book.refused(NOW)["a"]
+    for message in said:  # as ingest reads them: no dead letter
+        book = RuleBook(SETTINGS)
+        book.put(*message)
+        assert book.rejection(message[0], NOW) is None
+
+
 def test_the_list_is_the_same_until_something_changes() -> None:
     book = RuleBook(SETTINGS)
     put(book, "a", 0, **PIN, until=NOW + 1_000)
