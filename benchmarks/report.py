@@ -104,6 +104,7 @@ SECTIONS = {
     "ten_days": _written_by("ten_days"),
     "live_rules": _written_by("live_rules"),
     "new_items": _written_by("new_items"),
+    "explanation": _written_by("explanation"),
     "merges": _written_by("merges"),
     "policy_speed": _written_by("policy_speed"),
     "exactness": _written_by("exactness"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headrace.policy.base import F32, F64, I64, U64, Arrays, Bool, Meta
+from headrace.policy.base import F32, F64, I32, I64, U64, Arrays, Bool, Meta
 from headrace.policy.keys import KeyIndex, grown
 from headrace.policy.pairs import Pairs
 
@@ -207,6 +207,27 @@ class CoOccurrence:
         fading /= np.maximum(fading.sum(axis=1, keepdims=True), 1e-9)
         views = self._score(self._views, of, fading.astype(np.float32), rows)
         return views, self._score(self._buys, of, fading.astype(np.float32), rows)
+
+    def shares(self, recent: U64, candidates: U64) -> tuple[F32, F32]:
+        """The share (B, h, n) of what followed each of the items `recent` (B, h) that each candidate (B, n) has: of
+        views, and of purchases. `scores` are made of these."""
+        of, rows = self._index.rows(recent), self._index.rows(candidates).astype(np.int32)
+        rows[rows < 0] = -2  # a free place of a neighbour is -1
+        return self._shares(self._views, of, rows), self._shares(self._buys, of, rows)
+
+    def _shares(self, pairs: Pairs, of: I64, candidates: I32) -> F32:
+        batch, h = of.shape
+        n = candidates.shape[1]
+        found = np.zeros((batch, h, n), np.float32)
+        if not len(pairs.neighbours):
+            return found
+        same = pairs.neighbours[of][:, :, None] == candidates[:, None, :, None]
+        decision, hit = np.divmod(np.flatnonzero(same), h * n * self._cap)
+        place, hit = np.divmod(hit, n * self._cap)
+        candidate, slot = np.divmod(hit, self._cap)
+        source = of[decision, place]
+        found[decision, place, candidate] = pairs.shares(source)[np.arange(len(source)), slot]
+        return found
 
     def _score(self, pairs: Pairs, of: I64, fading: F32, candidates: I64) -> F32:
         """Scatters the shares into one float a (decision, item), then reads the candidates' off."""

@@ -63,7 +63,8 @@ class Linear(Ranking):
     def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
         lower = np.empty(scalars.shape[:3], np.float32)
         for rows, variants in chunks(self._features, shown, states, scalars):
-            np.subtract(scores[rows, None], self._score(variants.scores(self._scoring())), out=lower[rows])
+            projected = np.moveaxis(variants.scores(self._scoring()), -1, 1)
+            np.subtract(scores[rows, None], self._score(projected), out=lower[rows])
         return lower
 
     def _scoring(self) -> F32:

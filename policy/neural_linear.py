@@ -212,13 +212,10 @@ class NeuralLinear(Ranking):
     def lowered(self, shown: Query, scores: F32, states: F32, scalars: F32) -> F32:
         """The mean's scores again, trunk and all."""
         lower = np.empty(scalars.shape[:3], np.float32)
-        served = self.serving()
-        weights = np.concatenate([served["wide"][:1], self._trunk["wide"]])
-        for rows, variants in chunks(self._features, shown, states, scalars):
-            projected = variants.scores(weights)  # (B, 1 + HIDDEN, h, k)
-            z = trunk.variants(self._trunk, projected[:, 1:], variants.unit)
-            np.subtract(scores[rows, None], projected[:, 0], out=lower[rows])
-            lower[rows] -= np.matmul(served["deep"][:1], z.reshape(*z.shape[:2], -1)).reshape(lower[rows].shape)
+        wide, deep = self.serving()["wide"][:1], self.serving()["deep"][0]
+        for rows, made in chunks(self._features, shown, states, scalars):
+            np.subtract(scores[rows, None], made.scores(wide)[..., 0], out=lower[rows])
+            lower[rows] -= np.matmul(trunk.variants(self._trunk, made), deep).reshape(made.shape)
         return lower
 
     # -- snapshot -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 
 from headrace.policy.base import F32, Arrays
 from headrace.policy.features import by_candidate, by_row, unit
+from headrace.policy.variants import Variants
 
 HIDDEN, OUT = 32, 16  # widths
 
@@ -45,14 +46,13 @@ def candidates(weights: Arrays, projected: F32, states: F32) -> F32:
     return relu(z)
 
 
-def variants(weights: Arrays, projected: F32, states: F32) -> F32:
-    """z (B, OUT, h, k) from W x (B, HIDDEN, h, k), which is used up, and states (B, h, d) of length 1."""
-    of_state = np.matmul(states, weights["state"].T) + weights["bias"]
-    projected += of_state.transpose(0, 2, 1)[..., None]
-    batch, _, h, k = projected.shape
-    z = np.matmul(weights["out"], relu(projected).reshape(batch, HIDDEN, -1))
-    z += weights["out_bias"][:, None]
-    return relu(z).reshape(batch, OUT, h, k)
+def variants(weights: Arrays, made: Variants) -> F32:
+    """z (B, h · k, OUT) of decisions as they might have been."""
+    of_state = np.matmul(made.unit, weights["state"].T) + weights["bias"]
+    hidden = made.scores(weights["wide"], of_state)
+    z = np.matmul(relu(hidden).reshape(len(hidden), -1, HIDDEN), weights["out"].T)
+    z += weights["out_bias"]
+    return relu(z)
 
 
 def relu(x: F32) -> F32:

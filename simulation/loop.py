@@ -20,7 +20,7 @@ from headrace.simulation.settings import HOUR_MS
 from headrace.simulation.tally import Decided
 from headrace.simulation.world import Interaction, World
 from headrace.streams.describe import Ask, Describer
-from headrace.streams.encoder import UserEncoder
+from headrace.streams.encoder import Encoded, UserEncoder
 from headrace.streams.engine import Engine
 from headrace.streams.items import ItemStore
 from headrace.streams.learning import Learning
@@ -66,13 +66,13 @@ class Played:
 
 
 class _ShuffledDescriber(Describer):
-    def encode(self, asks: Sequence[Ask]) -> F32:
-        states = super().encode(asks)
+    def encode(self, asks: Sequence[Ask]) -> Encoded:
+        encoded = super().encode(asks)
         pool: list[F32] = self.__dict__.setdefault("_pool_of_states", [])
         rng = self.__dict__.setdefault("_pool_rng", np.random.default_rng(0))
-        pool.extend(states)
+        pool.extend(encoded.states)
         del pool[:-_POOL]
-        return np.stack([pool[int(rng.integers(len(pool)))] for _ in asks])
+        return encoded._replace(states=np.stack([pool[int(rng.integers(len(pool)))] for _ in asks]))
 
 
 class ShuffledRecommender(Recommender):

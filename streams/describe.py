@@ -13,11 +13,11 @@ from headrace.policy.base import Query
 from headrace.streams.asked import Asked
 from headrace.streams.candidates import RECENT, Candidates, among
 from headrace.streams.context import ContextEncoder
-from headrace.streams.encoder import History, UserEncoder
+from headrace.streams.encoder import Encoded, History, UserEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.own import own_counts, own_items
 from headrace.streams.policies import Policies
-from headrace.streams.reasons import ANCHOR
+from headrace.streams.recent import NEAR, Recent, recent_of
 from headrace.streams.records import Context, Request, item_key
 from headrace.streams.rules.applied import Bound, bind, too_often
 from headrace.streams.rules.exposure import Exposure
@@ -59,25 +59,19 @@ class Table:
     asks: Sequence[Ask]
     rows: I64  # (B, n) candidates
     query: Query
-    history: I64  # (B, RECENT) rows of the latest history entries
-    codes: NDArray[np.uint8]  # (B, RECENT) their event types
-    recent: F32  # (B, 5, d) vectors of the latest five
+    recent: Recent
+    encoded: Encoded
     bound: Bound
 
     def take(self, members: list[int]) -> Table:
-        q = self.query
-        query = Query(
-            states=q.states[members],
-            contexts=q.contexts[members],
-            keys=q.keys[members],
-            items=q.items[members],
-            scalars=q.scalars[members],
-            mask=q.mask[members],
-            streams=q.streams[members],
+        return Table(
+            [self.asks[i] for i in members],
+            self.rows[members],
+            self.query.take(members),
+            self.recent.take(members),
+            self.encoded.take(members),
+            self.bound.take(members),
         )
-        asks = [self.asks[i] for i in members]
-        made_from = (self.history[members], self.codes[members], self.recent[members])
-        return Table(asks, self.rows[members], query, *made_from, self.bound.take(members))
 
 
 class Describer:
@@ -98,8 +92,8 @@ class Describer:
         self._said: dict[str, dict[int, F32]] = {}  # user → history key → vector of a text, of the histories at hand
         self._rules: dict[str, int | None] = {}
 
-    def encode(self, asks: Sequence[Ask]) -> F32:
-        """User states (B, d); users with several asks are encoded once."""
+    def encode(self, asks: Sequence[Ask]) -> Encoded:
+        """User states; users with several asks are encoded once."""
         self.encoder.changed(self.items.take_stale())
         place: dict[str, int] = {}
         histories: list[History] = []
@@ -122,10 +116,11 @@ class Describer:
                 lost = [key not in said and key in state.notes.texts for key in history.keys.tolist()]
                 history = history._replace(generations=np.where(lost, np.uint8(_LOST), history.generations))
             histories.append(history)
-        encoded = self.encoder.encode(histories, self._lookup)
-        return encoded[[place[ask.user_id] for ask in asks]]
+        encoded = self.encoder.encoded(histories, self.lookup)
+        return encoded.take([place[ask.user_id] for ask in asks])
 
-    def _lookup(self, keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> F32:
+    def lookup(self, keys: NDArray[np.uint64], generations: NDArray[np.uint8]) -> F32:
+        """Vectors (n, d) of history entries, of the histories just encoded."""
         if not self._said:
             return self.items.history_vectors(keys, generations)
         said = {key: vector for texts in self._said.values() for key, vector in texts.items()}
@@ -145,13 +140,15 @@ class Describer:
             return ask.request.k
         return self._settings.placements[ask.placement].k
 
-    def describe(self, asks: Sequence[Ask], states: F32, listed: bool, now: int, exposure: Exposure) -> Table:
+    def describe(self, asks: Sequence[Ask], encoded: Encoded, listed: bool, now: int, exposure: Exposure) -> Table:
         """Candidates and their features, whichever policy will decide. The asks are of one placement, whose rules have
         been applied. `exposure` plans what the slates owe."""
         items = self.items
         placement, ks = asks[0].placement, [self.places(ask) for ask in asks]
         force = self.rules.at(placement, now)
-        history, recent, keys, codes = self._recent(asks)
+        states = encoded.states
+        recent = recent_of(asks, items, lambda user: self._said.get(user, {}))
+        history, keys = recent.rows[:, :RECENT], recent.keys[:, :RECENT]
         streams = np.array([ask.stream for ask in asks], np.uint64)
         own = [own_items(ask.state, items.rows) for ask in asks]
         out = self._left_out(asks, now, force)
@@ -162,13 +159,14 @@ class Describer:
         else:
             rows, mask = self.drawn(
                 asks, history, keys, streams, states=states, own=own, left_out=out,
-                sources=self._settings.placements[placement].sources, anchored=codes[:, 0] == ANCHOR,
+                sources=self._settings.placements[placement].sources, anchored=recent.anchored,
                 within=self._pools.within(placement, force, states=states, streams=streams, ks=ks),
             )  # fmt: skip
         bound = bind(force, placement, rows, mask, ks, exposure=exposure, penalty=self._penalty(placement, len(asks)))
         vectors = items.vectors[rows]
         counts = own_counts(own, rows)
-        columns = scalars(items, self.policies, rows, vectors, history=history, recent=recent, keys=keys, own=counts)
+        near = recent.near[:, : NEAR - 1]
+        columns = scalars(items, self.policies, rows, vectors, history=history, recent=near, keys=keys, own=counts)
         query = Query(
             states=states,
             contexts=self._context.encode([(ask.context, ask.placement) for ask in asks]),
@@ -178,7 +176,7 @@ class Describer:
             mask=mask,
             streams=streams,
         )
-        return Table(asks, rows, query, history, codes, recent, bound)
+        return Table(asks, rows, query, recent, encoded, bound)
 
     def _penalty(self, placement: str, size: int) -> F32 | None:
         """What similarity to the items above costs at the placement (B,); None where it costs nothing."""
@@ -190,30 +188,6 @@ class Describer:
     ) -> tuple[I64, NDArray[np.bool_]]:
         """Candidates: see `Candidates.draw`."""
         return self._candidates.draw(history, self._latest_queries(asks), keys, streams, **known)
-
-    def _recent(self, asks: Sequence[Ask]) -> tuple[I64, F32, NDArray[np.uint64], NDArray[np.uint8]]:
-        """Rows (B, RECENT), vectors (B, 5, d), keys and type codes (B, RECENT) of the latest history entries, latest
-        first."""
-        codes = np.full((len(asks), RECENT), 255, np.uint8)
-        keys = np.zeros((len(asks), RECENT), np.uint64)
-        for i, ask in enumerate(asks):
-            latest = ask.state.history_keys()[: -RECENT - 1 : -1]
-            kinds = np.frombuffer(ask.state.types[: -RECENT - 1 : -1], np.uint8)
-            anchor = ask.request.anchor_item_id if ask.request else None
-            if anchor is not None:  # what is being looked at counts as the latest
-                latest = np.concatenate([np.array([item_key(anchor)], np.uint64), latest])[:RECENT]
-                kinds = np.concatenate([np.array([ANCHOR], np.uint8), kinds])[:RECENT]
-            keys[i, : len(latest)] = latest
-            codes[i, : len(kinds)] = kinds
-        rows = self.items.rows_of(keys.reshape(-1).tolist()).reshape(keys.shape)
-        near = keys[:, :5]
-        vectors = self.items.vectors[rows[:, :5]]
-        for i, ask in enumerate(asks if self._said else ()):
-            if said := self._said.get(ask.user_id):
-                for j, key in enumerate(near[i].tolist()):
-                    if key in said:
-                        vectors[i, j] = said[key]
-        return rows, vectors, keys, codes
 
     def _latest_queries(self, asks: Sequence[Ask]) -> list[tuple[int, F32] | None]:
         found: list[tuple[int, F32] | None] = []

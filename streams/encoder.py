@@ -47,6 +47,18 @@ class History(NamedTuple):
     generations: NDArray[np.uint8]  # (L,) which of a key's contents `lookup` is asked for
 
 
+class Encoded(NamedTuple):
+    """What histories came to; row by row."""
+
+    states: F32  # (B, dim) unit rows, zero for a user without events
+    before: F32  # (B, dim) without the latest event
+    sums: F32  # (B, sums, dim) the decaying sums in it: see sums.py
+
+    def take(self, members: Sequence[int]) -> Encoded:
+        at = list(members)
+        return Encoded(self.states[at], self.before[at], self.sums[at])
+
+
 class _Work(NamedTuple):
     """Windows to be stepped, the longest way first, and the events that they lack; w windows, n events."""
 
@@ -81,9 +93,10 @@ class UserEncoder:
         self.window = window
         self.block = max(1, window // 2)
         self._steps = {n: _Step(graph, n, dim=self.dim, cache=loaded.cache) for n, graph in loaded.steps.items()}
-        rows = max(_LEAST_ROWS, cache_bytes // (4 * (loaded.cache + self.dim)))
+        self.sums = loaded.sums
+        rows = max(_LEAST_ROWS, cache_bytes // (4 * (loaded.cache + 2 * self.dim)))
         self._caches = np.zeros((rows, loaded.cache), np.float32)
-        self._states = np.zeros((rows, self.dim), np.float32)
+        self._states, self._before = np.zeros((2, rows, self.dim), np.float32)
         self._free_rows = list(range(rows - 1, -1, -1))
         self._users: OrderedDict[str, int] = OrderedDict()  # → slot; least recently used first
         self._free = list(range(rows - 1, -1, -1))
@@ -98,6 +111,8 @@ class UserEncoder:
         self._changes = 0
         self.hits = 0  # users encoded from where the cache had left them
         self.rebuilt = 0  # users encoded from their whole window
+        smallest = min(self._steps)
+        self.sums.measure(self._steps[smallest].of, users=smallest, cache=loaded.cache, dim=self.dim)
 
     @property
     def cached_users(self) -> int:
@@ -108,27 +123,43 @@ class UserEncoder:
         return self.tower.vectors(vectors)
 
     def encode(self, histories: Sequence[History], lookup: Lookup) -> F32:
-        """States (B, dim), unit rows; zero for a user without events.
+        """States (B, dim): see `encoded`."""
+        return self.encoded(histories, lookup).states
+
+    def encoded(self, histories: Sequence[History], lookup: Lookup) -> Encoded:
+        """What each history comes to.
 
         `lookup` gives the vectors in the state's space (n, dim) for n keys with their generations, zero rows for the
         unknown. It is asked once for many users, only for the events that are new to the cache, and must answer the
         same for ever, or `changed` must be called.
         """
-        states = np.zeros((len(histories), self.dim), np.float32)
+        states, before = np.zeros((2, len(histories), self.dim), np.float32)
+        found = Encoded(states, before, np.zeros((len(histories), self.sums.count, self.dim), np.float32))
         part: dict[str, int] = {}  # users, with their place; one who comes twice is encoded twice, in order
         for place, history in enumerate(histories):
             if history.user in part or 2 * len(part) + 2 > len(self._states):  # two windows a user must fit in
-                self._encode_part(part, histories, lookup, states)
+                self._encode_part(part, histories, lookup, found)
                 part = {}
             if history.count:
                 part[history.user] = place
-        self._encode_part(part, histories, lookup, states)
-        return states
+        self._encode_part(part, histories, lookup, found)
+        return found
 
-    def _encode_part(self, part: dict[str, int], histories: Sequence[History], lookup: Lookup, states: F32) -> None:
+    def held(self, counts: I64) -> I64:
+        """How many of the latest events (B,) the state of a history of `counts` (B,) events is made of."""
+        return counts - self._first(counts) * self.block
+
+    def _first(self, counts: I64) -> I64:
+        """The number of the window that holds the whole of what is encoded."""
+        return -(-np.maximum(counts - self.window, 0) // self.block)
+
+    def _encode_part(self, part: dict[str, int], histories: Sequence[History], lookup: Lookup, found: Encoded) -> None:
         if part:
             places = list(part.values())
-            states[places] = self._encode([histories[place] for place in places], lookup)
+            rows = self._encode([histories[place] for place in places], lookup)
+            found.states[places], found.before[places] = self._states[rows], self._before[rows]
+            sums = self._caches[rows, -self.sums.count * self.dim :]
+            found.sums[places] = sums.reshape(-1, self.sums.count, self.dim)
 
     def changed(self, keys: Collection[int]) -> None:
         """`lookup` says something else of these keys from now on: users with one of them in their history are rebuilt,
@@ -155,8 +186,8 @@ class UserEncoder:
             self._rows[slot] = self._windows[slot] = -1
             self._counts[slot] = 0
 
-    def _encode(self, histories: Sequence[History], lookup: Lookup) -> F32:
-        """States (B, dim) of different users with at least one event each, who fit into the cache together."""
+    def _encode(self, histories: Sequence[History], lookup: Lookup) -> I64:
+        """The cache's rows (B,) with the states of different users, who have events and fit into the cache together."""
         all_ = _Columns.of(histories)
         if short := np.flatnonzero(all_.counts - all_.lengths > np.maximum(all_.counts - self.window, 0)).tolist():
             count, held = all_.counts[short[0]], all_.lengths[short[0]]
@@ -164,7 +195,7 @@ class UserEncoder:
         slots = self._slots([history.user for history in histories])
         known = self._known(slots, all_, histories)
         # Windows wanted: the one that holds the whole of what is encoded, and, where it has begun, the next.
-        first = -(-np.maximum(all_.counts - self.window, 0) // self.block)
+        first = self._first(all_.counts)
         begun = np.flatnonzero((first + 1) * self.block < all_.counts)
         who = np.concatenate([np.arange(len(slots)), begun])
         windows = np.concatenate([first, first[begun] + 1])
@@ -184,8 +215,8 @@ class UserEncoder:
         self._counts[slots] = all_.counts
         self._last_keys[slots], self._last_seconds[slots] = all_.keys[all_.ends - 1], all_.seconds[all_.ends - 1]
         self._current[slots] = self._changes
-        states: F32 = self._states[self._rows[slots, first & 1]]
-        return states
+        rows: I64 = self._rows[slots, first & 1]
+        return rows
 
     def _slots(self, users: list[str]) -> I64:
         slots = [self._users.get(user, -1) for user in users]
@@ -243,6 +274,7 @@ class UserEncoder:
 
     def _step(self, work: _Work) -> None:
         self._caches[work.rows[work.fresh]] = 0
+        self._states[work.rows[work.fresh]] = 0
         smallest, largest = min(self._steps), max(self._steps)
         for step in range(int(work.lengths[0])):
             active = int(np.searchsorted(-work.lengths, -step, side="left"))  # windows with more than `step` events
@@ -266,6 +298,7 @@ class UserEncoder:
         step.gaps[:n] = gaps
         step.run()
         self._caches[rows] = step.new_cache[:n]
+        self._before[rows] = self._states[rows]
         self._states[rows] = step.state[:n]
 
 
@@ -287,6 +320,12 @@ class _Step:
 
     def run(self) -> None:
         self._graph.run_with_iobinding(self._binding)
+
+    def of(self, cache: F32, vectors: F32, types: I64, gaps: I64) -> tuple[F32, F32]:
+        """A step of as many users as it takes; the answer holds until the next."""
+        self.cache[:], self.vectors[:], self.types[:], self.gaps[:] = cache, vectors, types, gaps
+        self.run()
+        return self.new_cache, self.state
 
 
 class _Columns(NamedTuple):

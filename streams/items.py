@@ -331,10 +331,14 @@ class ItemStore:
         """
         rows = self.rows_of(keys.tolist())
         vectors = self.vectors[rows]
-        other = ~self.made[rows] | ((self.number[rows] & 255) != generations)
-        for place in np.flatnonzero(other).tolist():
+        for place in np.flatnonzero(~self.current(rows, generations)).tolist():
             vectors[place] = self._earlier(int(keys[place]), int(generations[place]), int(rows[place]))
         return vectors
+
+    def current(self, rows: NDArray[np.int64], generations: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Whether the items' contents of now are the ones by which they entered histories."""
+        same: NDArray[np.bool_] = self.made[rows] & ((self.number[rows] & 255) == generations)
+        return same
 
     def _earlier(self, key: int, generation: int, row: int) -> F32:
         """The vector of a content that is not the one of now."""

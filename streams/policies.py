@@ -171,6 +171,12 @@ class Policies:
         """co_view and co_buy (B, n) of candidates after the items just seen (B, h)."""
         return self._pairs.scores(recent, keys)
 
+    def shares(
+        self, recent: NDArray[np.uint64], keys: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of what followed each item just seen (B, h), views and purchases, the candidates' parts (B, h, n)."""
+        return self._pairs.shares(recent, keys)
+
     def popular_rows(self) -> NDArray[np.int64]:
         """Rows that may be recommended now, most popular first."""
         pool = self._items.pool()

@@ -1,76 +1,101 @@
-"""Why an item stands in a slate, in a few words."""
+"""Why an item stands in a slate, in a few words: what is named is that without which it would be scored lowest."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.export.names import type_code
+from headrace.policy.base import F32, I64
 from headrace.policy.features import SCALARS
+from headrace.policy.slates import boosted
 from headrace.streams.items import ItemStore
+from headrace.streams.recent import ANCHOR, Recent
+from headrace.streams.rules.in_force import InForce
 from headrace.streams.settings import Settings
+from headrace.streams.words import sentences
 
-_VERBS = {
-    "view": "viewed", "click": "clicked", "like": "liked", "share": "shared", "add_to_cart": "put in the cart",
-    "remove_from_cart": "had in the cart", "purchase": "bought", "rating": "rated", "anchor": "are looking at",
-}  # fmt: skip
-_WORDS = {"search": "searched", "comment": "commented", "post": "posted"}
-ANCHOR = 254  # the code of the item that a request names as being looked at
-_SIMILAR = 0.35  # below this cosine, calling an item similar would mislead
+_ENOUGH = 1e-5  # of the score: a difference below is rounding
+_POPULARITY = SCALARS.index("popularity")
+_POPULAR, _NEW = -1, -2
+_OF_TEXTS = ("search", "comment", "post")
 
 
 class Reasons:
-    """Names the history entry nearest to the item, or says that it is popular or being tried out."""
+    """Words for what attribution.py measures."""
 
     def __init__(self, settings: Settings) -> None:
         self._names = {type_code(name): name for name in settings.event_types} | {ANCHOR: "anchor"}
-        self._popularity = SCALARS.index("popularity")
+        self._said = sentences(settings.explanations.language, settings.explanations.words)
 
     def of(
         self,
         items: ItemStore,
-        rows: NDArray[np.int64],
-        vectors: NDArray[np.float32],
-        columns: NDArray[np.float32],
-        history: NDArray[np.int64],
-        codes: NDArray[np.uint8],
-        recent: NDArray[np.float32],
+        recent: Recent,
+        lowered: F32,
+        *,
+        rows: I64,
+        scores: F32,
+        columns: F32,
         explored: NDArray[np.bool_],
+        force: InForce,
+        owing: Iterable[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]],
     ) -> list[list[str]]:
-        """Reasons by decision and position; `rows` (B, k), `vectors` (B, k, d), `columns` (B, k, m) are the slate's.
-        `history` (B, h) rows and `codes` (B, h) event type codes of the latest entries."""
-        similarity = np.matmul(vectors, recent.transpose(0, 2, 1))  # (B, k, 5)
-        nearest = similarity.argmax(axis=2)
-        strength = similarity.max(axis=2)
-        popular = columns[:, :, self._popularity] > 0
-        out = []
-        for i in range(len(rows)):
-            because = self._because(items, history[i].tolist(), codes[i].tolist())
-            out.append(
-                [
-                    because[n]
-                    if s >= _SIMILAR and because[n]
-                    else "popular now"
-                    if p and not e
-                    else "something new to you"
-                    for n, s, p, e in zip(
-                        nearest[i].tolist(),
-                        strength[i].tolist(),
-                        popular[i].tolist(),
-                        explored[i].tolist(),
-                        strict=True,
-                    )
-                ]
-            )
-        return out
+        """Reasons by decision and position.
 
-    def _because(self, items: ItemStore, history: list[int], codes: list[int]) -> list[str]:
-        """A sentence for each of the five latest entries, empty where there is none."""
-        sentences = []
-        for row, code in zip(history[:5], codes[:5], strict=True):
-            name = self._names.get(code, "")
-            if row != items.none:
-                sentences.append(f"because you {_VERBS.get(name, 'chose')} {items.ids[row]}")
-            else:
-                sentences.append(f"because of what you {_WORDS[name]}" if name in _WORDS else "")
-        return sentences
+        `lowered` (B, h, k) by `recent` entry; `rows`, `scores`, `explored` (B, k) and `columns` (B, k, m) are the
+        slates'. `owing`: id, members by row and in which decisions (B,) of shares that had to be made up for.
+        """
+        best = lowered.argmax(axis=1)  # (B, k)
+        most = np.take_along_axis(lowered, best[:, None], axis=1)[:, 0]
+        least = _ENOUGH * (1 + np.abs(scores))
+        popular = (columns[:, :, _POPULARITY] > 0) & ~explored
+        named = most > least
+        # Place of each position's sentence: an entry, or what is said where none is named.
+        place = np.where(named, best, np.where(popular, _POPULAR, _NEW))
+        told = []
+        for wanted, history, codes in zip(place.tolist(), recent.rows.tolist(), recent.codes.tolist(), strict=True):
+            known = {_POPULAR: self._said["popular"], _NEW: self._said["new"]}
+            for entry in wanted:
+                if entry not in known:
+                    known[entry] = self._because(items, history[entry], codes[entry])
+            told.append([known[entry] for entry in wanted])
+        self._by_rule(told, force, owing, rows=rows, scores=scores, most=most, named=named)
+        return told
+
+    def _because(self, items: ItemStore, row: int, code: int) -> str:
+        name = self._names.get(code, "")
+        if row != items.none:
+            return self._said.get(name, self._said["other"]).format(item=items.ids[row])
+        return self._said[name if name in _OF_TEXTS else "unknown"]
+
+    def _by_rule(
+        self, told: list[list[str]], force: InForce, owing: Iterable[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]],
+        *, rows: I64, scores: F32, most: F32, named: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        """Where a rule does more for an item than any entry: a pin always, a boost by what it adds, and a share where
+        nothing else speaks for the item."""
+        for rule_id, members, decisions in owing:
+            self._say(told, "quota", rule_id, members[rows] & decisions[:, None] & ~named)
+        if force.boosting:
+            raised = most.copy()
+            for rule_id, members, factor in force.boosting:
+                # Of a boosted score an entry's part is as much larger as the score is.
+                factors = np.where(members[rows], np.float32(factor), np.float32(1))
+                adds = np.abs(boosted(scores, factors) - scores) * (factors > 1)
+                of_entries = np.where(scores > 0, most * factors, most / factors)
+                more = (adds > np.maximum(raised, of_entries)) & (adds > _ENOUGH)
+                self._say(told, "boost", rule_id, more)
+                raised = np.where(more, adds, raised)
+        for rule_id, position, members in force.pins:
+            if position < rows.shape[1]:
+                here = np.zeros(rows.shape, np.bool_)
+                here[:, position] = members[rows[:, position]]
+                self._say(told, "pin", rule_id, here)
+
+    def _say(self, told: list[list[str]], key: str, rule_id: str, where: NDArray[np.bool_]) -> None:
+        sentence = self._said[key].format(rule=rule_id)
+        for i, position in zip(*(found.tolist() for found in np.nonzero(where)), strict=True):
+            told[i][position] = sentence

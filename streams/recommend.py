@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.policy.base import Query, Slates
+from headrace.streams.attribution import Attribution
 from headrace.streams.candidates import random_words
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.describe import Ask, Describer, Table, is_listed
@@ -59,7 +60,7 @@ class Recommender:
         self.encoder_serial = 0  # of the announcement by which the encoder serves
         self._settings = settings
         self.describer = self.describing(settings, items=items, policies=policies, encoder=encoder, texts=texts)
-        self._reasons = Reasons(settings)
+        self._attribution, self._reasons = Attribution(self.describer, settings.explanations.entries), Reasons(settings)
         self._shadow = Shadow(settings, items=items, policies=policies)
         self._full_below = settings.decisions.full_share * 2.0**64
         self.asked = self.describer.asked
@@ -76,7 +77,7 @@ class Recommender:
     def decide(self, asks: Sequence[Ask], *, now: int, exposure: Exposure | None = None) -> list[Decision | None]:
         """Decisions in the order asked; None where an event's slate would be empty. `exposure` goes on with them."""
         exposure = exposure or Exposure()
-        states = self.describer.encode(asks)
+        encoded = self.describer.encode(asks)
         decisions: list[Decision | None] = [None] * len(asks)
         alike: dict[tuple[bool, str], list[int]] = defaultdict(list)
         for i, ask in enumerate(asks):
@@ -84,7 +85,7 @@ class Recommender:
         for (listed, _), members in alike.items():
             for start in range(0, len(members), _AT_ONCE):
                 part = members[start : start + _AT_ONCE]
-                table = self.describer.describe([asks[i] for i in part], states[part], listed, now, exposure)
+                table = self.describer.describe([asks[i] for i in part], encoded.take(part), listed, now, exposure)
                 for i, decision in zip(part, self._choose(table, exposure), strict=True):
                     decisions[i] = decision
         if exposure.accounts:
@@ -122,9 +123,7 @@ class Recommender:
         rows = table.rows[at, chosen]
         vectors, columns = query.items[at, chosen], query.scalars[at, chosen]
         kept = settle(table.bound, rows, sizes, exposure)
-        reasons = self._reasons.of(
-            items, rows, vectors, columns, table.history, table.codes, table.recent, slates.explored
-        )
+        reasons = self._why(table, slates, served, chosen, rows, columns)
         names = items.ids
         picked = _Picked(
             ids=[[names[r] if r < len(names) else "" for r in row] for row in rows.tolist()],
@@ -138,6 +137,15 @@ class Recommender:
             self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i], kept[i], table.bound)
             for i, ask in enumerate(table.asks)
         ]
+
+    def _why(
+        self, table: Table, slates: Slates, served: Served, chosen: I64, rows: I64, columns: F32
+    ) -> list[list[str]]:  # fmt: skip
+        lowered = self._attribution.lowered(table, served.policy, chosen, slates.scores)
+        return self._reasons.of(
+            self.items, table.recent, lowered, rows=rows, scores=slates.scores, columns=columns,
+            explored=slates.explored, force=table.bound.force, owing=table.bound.owing(),
+        )  # fmt: skip
 
     def _decision(
         self, ask: Ask, i: int, size: int, slates: Slates, served: Served, query: Query, picked: _Picked,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from headrace.policy.names import POLICIES
+from headrace.streams.words import sentences
 
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -111,6 +112,19 @@ class Live(Section):
     shadow: tuple[str, ...] = ()  # policies that decide beside the arms' own, for the side topic
     shadow_share: float = Field(0.1, ge=0, le=1)  # of the decisions: for so many those of `shadow` decide too
     clock: Literal["wall", "event"] = "wall"  # what worker.max_trigger_age is held against; "event": times made up
+
+
+class Explanations(Section):
+    """What `reason` says: docs/explanation.md."""
+
+    entries: int = Field(10, ge=1, le=10)  # of the latest history, that may be named; fewer cost less
+    language: str = "en"
+    words: dict[str, str] = Field(default_factory=dict)  # single sentences of the shop's own, by key
+
+    @model_validator(mode="after")
+    def _readable(self) -> Explanations:
+        sentences(self.language, self.words)
+        return self
 
 
 class Worth(Section):

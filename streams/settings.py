@@ -25,6 +25,7 @@ from headrace.streams.sections import (
     ContextField,
     Cost,
     Duration,
+    Explanations,
     Identities,
     Live,
     Placement,
@@ -268,6 +269,7 @@ class Settings(BaseSettings):
     learner: Learner = Learner()
     gate: Gate = Gate()
     live: Live = Live()
+    explanations: Explanations = Explanations()
     worth: Worth = Worth()
     cost: Cost = Cost()
     metrics: Metrics = Metrics()

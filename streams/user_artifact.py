@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from headrace.export import artifact, item_tower
 from headrace.export.artifact import Artifact, ArtifactError
@@ -15,6 +15,7 @@ from headrace.export.item_tower import ItemTower
 from headrace.export.names import GAP_BUCKETS, N_TYPE_CODES
 from headrace.streams.errors import ArtifactMismatch
 from headrace.streams.graph import open_graph
+from headrace.streams.sums import NAMES, Sums
 
 _CURE = "export it again with this headrace"
 
@@ -28,6 +29,7 @@ class UserArtifact:
     cache: int  # floats of a user's recurrent state
     steps: dict[int, onnxruntime.InferenceSession]  # by the number of users that a step takes
     tower: ItemTower
+    sums: Sums
 
 
 def load(folder: Path | str, *, text: Artifact | None = None, threads: int = 1) -> UserArtifact:
@@ -70,7 +72,14 @@ def _opened(found: Artifact, threads: int) -> UserArtifact:
         )
     steps = {size: _step(found, size, threads) for size in sorted(sizes)}
     return UserArtifact(
-        found.version, manifest.text_version, dims["state"], dims["text"], dims["cache"], steps, _tower(found)
+        found.version,
+        manifest.text_version,
+        dims["state"],
+        dims["text"],
+        dims["cache"],
+        steps,
+        _tower(found),
+        _sums(found),
     )
 
 
@@ -89,6 +98,15 @@ def _tower(found: Artifact) -> ItemTower:
     if vocabulary != found.manifest.vocabulary:
         raise ArtifactError(f"{found.path}: other items have an embedding than the manifest says; {_CURE}")
     return tower
+
+
+def _sums(found: Artifact) -> Sums:
+    name = "model.safetensors"
+    try:
+        with safe_open(found.file(name), framework="numpy") as tensors:
+            return Sums(*(tensors.get_tensor(part) for part in NAMES))
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{found.path}: {name} cannot be read ({error}); {_CURE}") from None
 
 
 def _step(found: Artifact, size: int, threads: int) -> onnxruntime.InferenceSession:

@@ -3,7 +3,7 @@ became of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,13 @@ class Bound:
     ks: list[int]  # places of each slate
     constraints: Constraints | None
     plans: list[list[Plan]]  # by decision, then by share in force
+
+    def owing(self) -> Iterator[tuple[str, Bool, Bool]]:
+        """Shares of which a decision had to hold some: id, members by row, and which decisions (B,)."""
+        for at, (rule_id, members, _, _, _) in enumerate(self.force.shares):
+            owed = np.array([plans[at].least > 0 for plans in self.plans], np.bool_)
+            if owed.any():
+                yield rule_id, members, owed
 
     def restricts_first(self, i: int, candidates: int) -> bool:
         """Whether the first position of a decision may be drawn from less than all of its candidates."""

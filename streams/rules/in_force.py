@@ -20,6 +20,7 @@ class InForce:
     version: int = -1  # offset in `rules` up to which rules are known
     allowed: Members | None = None  # by `exclude` and `only`; None: everything
     boosts: F32 | None = None  # (capacity + 1,) product of the factors; None: no item has one
+    boosting: list[tuple[str, Members, float]] = field(default_factory=list)  # id, members, factor: what `boosts` holds
     caps: list[tuple[str, I32, int]] = field(default_factory=list)  # id, group by row (-1 in none), most a slate
     pins: list[tuple[str, int, Members]] = field(default_factory=list)  # id, position, members; by position
     # id, members, least and most share of the places, window in slates

@@ -263,6 +263,8 @@ class Standing:
                 force.frequency.append((rule_id, members, int(value["most"]), int(duration_ms(value["within"]))))
             elif groups is not None:
                 force.caps.append((rule_id, groups, int(rule.most or 0)))
+            elif members is not None and rule.action == "boost":
+                force.boosting.append((rule_id, members, float(value)))
             elif members is not None and rule.action == "pin":
                 force.pins.append((rule_id, int(value), members))
             elif members is not None and rule.action == "share":

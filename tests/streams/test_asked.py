@@ -65,18 +65,18 @@ def test_a_query_of_before_counts_for_nothing_until_it_is_asked_again(log: Any) 
     def states(*users: str) -> Any:
         recommender = log.engine.recommender
         taken: list[Any] = []
-        encode = recommender.encoder.encode
+        encode = recommender.encoder.encoded
 
         def watching(histories: Any, lookup: Any) -> Any:
             taken.append(encode(histories, lookup))
             return taken[-1]
 
-        recommender.encoder.encode = watching
+        recommender.encoder.encoded = watching
         try:
             log.write(*(event(user=user, item="toys-0", at=T0 + HOUR) for user in users), at=T0 + HOUR)
         finally:
-            del recommender.encoder.encode
-        return taken[-1]
+            del recommender.encoder.encoded
+        return taken[-1].states
 
     for user in ("old", "new"):
         log.write(event("search", user=user, text="coffee beans"))
@@ -95,4 +95,4 @@ def test_a_query_of_before_counts_for_nothing_until_it_is_asked_again(log: Any) 
     log.engine.recommender.forget()
     held = {user: UserState.unpack(log.engine.states[b"u" + user.encode()]) for user in ("old", "new")}
     asks = [cast(Ask, SimpleNamespace(user_id=user, state=state)) for user, state in held.items()]
-    assert log.engine.recommender.describer.encode(asks).tobytes() == cached.tobytes()
+    assert log.engine.recommender.describer.encode(asks).states.tobytes() == cached.tobytes()
