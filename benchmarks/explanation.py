@@ -97,7 +97,7 @@ def left_out(describer: Describer, policy: Any, ask: Ask, query: Query, shown: n
 
 def _scalars(describer: Describer, ask: Ask, rows: np.ndarray) -> np.ndarray:
     items = describer.items
-    recent = recent_of([ask], items, lambda user: {})
+    recent = recent_of([ask], items, lambda user: describer.asked.vectors(ask.state.notes))
     own = own_counts([own_items(ask.state, items.rows)], rows[None])
     return scalars(
         items, describer.policies, rows[None], items.vectors[rows[None]], history=recent.rows[:, :RECENT],

@@ -20,6 +20,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 ANCHOR = 254  # the code of the item that a request names as being looked at
 NONE = 255  # in place of a code: there is no entry
+ENTRY_BYTES = 9  # of an entry, packed: a key and a type
 NEAR = 6  # entries whose vectors are at hand: five make features, the sixth follows where one is left out
 _WIDTH = RECENT + 1  # as much for all that is counted over the latest ten
 
@@ -39,6 +40,12 @@ class Recent:
 
     def take(self, members: list[int]) -> Recent:
         return Recent(*(getattr(self, field.name)[members] for field in fields(self)))
+
+    def packed(self, entries: int) -> list[bytes]:
+        """Keys and types of the first `entries` that are there, by decision, as `records.Opened.entries` has them."""
+        codes = self.codes[:, :entries]
+        counts = (codes != NONE).sum(axis=1).tolist()
+        return [self.keys[i, :n].tobytes() + codes[i, :n].tobytes() for i, n in enumerate(counts)]
 
 
 def recent_of(asks: Sequence[Ask], items: ItemStore, said: Callable[[str], dict[int, F32]]) -> Recent:

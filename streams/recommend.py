@@ -19,6 +19,7 @@ from headrace.streams.encoder import UserEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies, Served
 from headrace.streams.reasons import Reasons
+from headrace.streams.recent import ENTRY_BYTES
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.records import Opened
 from headrace.streams.rules.applied import Bound, Kept, settle, shares_of
@@ -123,7 +124,7 @@ class Recommender:
         rows = table.rows[at, chosen]
         vectors, columns = query.items[at, chosen], query.scalars[at, chosen]
         kept = settle(table.bound, rows, sizes, exposure)
-        reasons = self._why(table, slates, served, chosen, rows, columns)
+        lowered, reasons = self._why(table, slates, served, chosen, rows, columns)
         names = items.ids
         picked = _Picked(
             ids=[[names[r] if r < len(names) else "" for r in row] for row in rows.tolist()],
@@ -132,6 +133,8 @@ class Recommender:
             scalars=columns,
             full=random_words(query.streams, 1, salt=4)[:, 0] < self._full_below,
             choices=query.mask.sum(axis=1).tolist(),
+            entries=table.recent.packed(lowered.shape[1]),
+            lowered=lowered.astype(np.float16),
         )
         return [
             self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i], kept[i], table.bound)
@@ -140,9 +143,9 @@ class Recommender:
 
     def _why(
         self, table: Table, slates: Slates, served: Served, chosen: I64, rows: I64, columns: F32
-    ) -> list[list[str]]:  # fmt: skip
+    ) -> tuple[F32, list[list[str]]]:  # fmt: skip
         lowered = self._attribution.lowered(table, served.policy, chosen, slates.scores)
-        return self._reasons.of(
+        return lowered, self._reasons.of(
             self.items, table.recent, lowered, rows=rows, scores=slates.scores, columns=columns,
             explored=slates.explored, force=table.bound.force, owing=table.bound.owing(),
         )  # fmt: skip
@@ -194,6 +197,8 @@ class Recommender:
             encoder_serial=self.encoder_serial, rules=kept.bound, rules_at=bound.force.version,
             restricted=bound.restricts_first(i, picked.choices[i]),
             constraints=bound.logged(i, mask) if full else b"",
+            entries=picked.entries[i],
+            lowered=picked.lowered[i, : len(picked.entries[i]) // ENTRY_BYTES, :size].tobytes(),
         )  # fmt: skip
         return Decision(message, opened, keys, served.name, propensities.tolist(), picked.choices[i])
 
@@ -208,3 +213,5 @@ class _Picked:
     scalars: F32
     full: NDArray[np.bool_]  # (B,) decisions whose whole candidate table is logged
     choices: list[int]  # (B,) candidates
+    entries: list[bytes]
+    lowered: NDArray[np.float16]  # (B, h, k)

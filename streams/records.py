@@ -200,6 +200,8 @@ class Opened(msgspec.Struct, array_like=True, tag_field="kind", tag=1, gc=False,
     constraints: bytes = b""  # where `all_items` is there and rules bound: what they came to (rules/logged.py)
     shadow: bool = False  # it went to the side topic: nobody saw it unless the shop says so
     restricted: bool = False  # rules chose what the first position could hold: it does not tell the candidates' number
+    entries: bytes = b""  # uint64 (h,) keys, then uint8 (h,) types: the latest history entries, latest first
+    lowered: bytes = b""  # float16 (h, k): how much lower each item would be scored without each of them
 
 
 class Outcome(msgspec.Struct, array_like=True, tag_field="kind", tag=2, gc=False, frozen=True):

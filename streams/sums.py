@@ -36,21 +36,27 @@ class Sums:
         self.length = 0.0  # of t
 
     def measure(self, step: Step, *, users: int, cache: int, dim: int) -> None:
-        """Measures t's length: a last event of no content, with the sums as they are and with sums of nothing."""
+        """Measures t's length: one event on the sums as they are and on none gives two states with the same t, so that
+        |b + t| s - |b' + t| s' = b - b' says how long both are."""
         random = np.random.default_rng(0)
-        held = np.zeros((users, cache), np.float32)
+        after = np.zeros((users, cache), np.float32)
         for _ in range(_EVENTS):
+            held = after
             vectors = _unit(random.standard_normal((users, dim)).astype(np.float32))
-            types, gaps = random.integers(1, 16, users), random.integers(0, GAP_BUCKETS // 2, users)
-            held = step(held, vectors, types, gaps)[0].copy()
-        nothing = np.zeros((users, dim), np.float32), np.ones(users, np.int64), np.zeros(users, np.int64)
-        after, states = (array.copy() for array in step(held, *nothing))
-        held[:, -self.count * dim :] = 0
-        t = step(held, *nothing)[1]  # its direction
-        b = self._mixed(after[:, -self.count * dim :].reshape(users, self.count, 1, dim))[:, 0]
-        across_b, across_t = (x - (x * states).sum(axis=1, keepdims=True) * states for x in (b, t))
-        lengths = -(across_b * across_t).sum(axis=1) / np.maximum((across_t**2).sum(axis=1), 1e-6)
-        self.length = max(0.0, float(np.median(lengths)))
+            event = vectors, random.integers(1, 16, users), random.integers(0, GAP_BUCKETS // 2, users)
+            after = step(held, *event)[0].copy()
+        size = self.count * dim
+        emptied = held.copy()
+        emptied[:, -size:] = 0
+        known = []
+        for start in (held, emptied):
+            after, states = (array.copy() for array in step(start, *event))
+            known.append((states, self._mixed(after[:, -size:].reshape(users, self.count, 1, dim))[:, 0]))
+        lengths = []
+        for s, b, other, without in zip(*known[0], *known[1], strict=True):
+            (length, _), *_ = np.linalg.lstsq(np.stack([s, -other], axis=1), b - without, rcond=None)
+            lengths.append(np.linalg.norm(length * s - b))
+        self.length = float(np.median(lengths))
 
     def _mixed(self, sums: F32) -> F32:
         """(B, J, h, d) → b (B, h, d)."""

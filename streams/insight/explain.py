@@ -19,6 +19,7 @@ from headrace.policy.base import Query
 from headrace.policy.features import SCALARS
 from headrace.streams import evaluate_log, kafka, topics
 from headrace.streams.errors import HeadraceError
+from headrace.streams.insight import attributed
 from headrace.streams.kafka import Message
 from headrace.streams.people import subject
 from headrace.streams.people.subject import time_of
@@ -48,7 +49,7 @@ def explain(settings: Settings, name: str) -> Found:
     if any(isinstance(record, Erased) for record in records) or subject.is_erased(settings, user, ts):
         raise HeadraceError(f"{name}: its user was erased since; the slate is not shown")
     wanted = {key_of(item["item_id"]) for _, slate in slates for item in slate["items"]}
-    wanted |= set(_candidates(opened)) if opened is not None else set()
+    wanted |= {*_candidates(opened), *attributed.entry_keys(opened)} if opened is not None else set()
     return told(settings, name, slates, records, read_titles(settings, wanted))
 
 
@@ -61,6 +62,9 @@ def told(
     topic, slate = own[0] if own else ("", None)
     found: Found = {"recommendation_id": name, "topic": topic, **_heads(opened, slate)}
     found["slate"] = _shown(opened, slate, titles)
+    by_item = [] if opened is None else attributed.attributions(settings, opened, titles)
+    for at, item in enumerate(found["slate"]):
+        item["attributions"] = by_item[at] if at < len(by_item) else []
     if opened is None:
         found["not_logged"] = "transitions holds no record of this decision: its candidates and state are not known"
     else:
@@ -248,6 +252,7 @@ def as_lines(found: Found) -> Iterator[str]:
             (str(item["position"]), _named(item), score, f"{item['propensity']:.4f}", how, item["reason"] or "")
         )
     yield from _table(rows)
+    yield from attributed.lines(found["slate"])
     yield from _candidate_lines(found)
     yield from _outcome_lines(found)
     for other in found["beside"]:

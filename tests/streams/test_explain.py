@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 from confluent_kafka import Producer
@@ -132,3 +133,27 @@ def test_the_command_finds_a_slate_says_what_it_does_not_find_and_shows_no_erase
     send("users-changelog", erased_key("u"), (T0 + DAY).to_bytes(8, "little"))
     code, out, err = headrace(slate["recommendation_id"])
     assert (code, out) == (1, "") and "its user was erased since" in err
+
+
+def test_what_each_entry_did_for_each_item_is_told(make: Callable[..., Any]) -> None:
+    settings = Settings(placements=PLACEMENTS, **ALL)
+    slate, records = decided(Log(make(**ALL)))
+    [opened] = [record for record in records if isinstance(record, Opened)]
+    keys = np.array([item_key("shoes-0"), item_key("toys-0")], np.uint64)
+    assert opened.entries == keys.tobytes() + bytes([1, 1]), "two views, the latest first"
+    assert len(opened.lowered) == 2 * 2 * len(opened.slate)
+    lowered = np.zeros((2, len(opened.slate)), np.float16)
+    lowered[:, 0] = 0.25, 0.5
+    told_of = msgspec.structs.replace(opened, lowered=lowered.tobytes())
+    found = explained(settings, slate, [told_of])
+    first, second = found["slate"][0]["attributions"], found["slate"][1]["attributions"]
+    assert [(one["item_id"], one["type"], one["place"], one["lowered"]) for one in first] == [
+        ("toys-0", "view", 1, 0.5),
+        ("shoes-0", "view", 0, 0.25),
+    ]
+    lines = list(as_lines(found))
+    both = "view toys-0 (Wooden toy train) 0.5000, view shoes-0 (Trail running shoe) 0.2500"
+    assert any(both in line for line in lines)
+    assert not any(one["lowered"] for one in second) and any(line.endswith("1  none lowers it") for line in lines)
+    older = msgspec.structs.replace(opened, entries=b"", lowered=b"")
+    assert explained(settings, slate, [older])["slate"][0]["attributions"] == []
