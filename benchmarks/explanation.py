@@ -32,12 +32,12 @@ from headrace.policy.base import Query
 from headrace.simulation.loop import Loop, text_vectors
 from headrace.simulation.settings import DAY_MS, WorldSettings
 from headrace.simulation.world import World
-from headrace.streams.attribution import Attribution
 from headrace.streams.candidates import RECENT
 from headrace.streams.describe import Ask, Describer, Table
 from headrace.streams.own import own_counts, own_items
 from headrace.streams.policies import Served
-from headrace.streams.reasons import _ENOUGH
+from headrace.streams.reasons.attribution import Attribution
+from headrace.streams.reasons.told import _ENOUGH
 from headrace.streams.recent import NEAR, recent_of
 from headrace.streams.rules.exposure import Exposure
 from headrace.streams.scalars import scalars
@@ -47,7 +47,7 @@ from headrace.streams.state import UserState
 RESULT = Path(__file__).parent / "results" / "explanation.json"
 START_MS = 1_790_000_000_000
 POLICIES = ("neural_linear", "squarecb", "item_to_item")  # the last learns nothing and decides in the others' loop
-K, BATCHES, TIMED = 10, (8, 64), 12
+K, BATCHES, TIMED, ENTRIES = 10, (8, 64), 12, (10, 5, 3)
 
 
 # -- the reference ----------------------------------------------------------------------------------------------------
@@ -136,6 +136,7 @@ def agreement(loop: Loop, served: Served, asks: list[Ask]) -> dict[str, Any]:
     describer = loop.recommender.describer
     attribution = Attribution(describer)
     first, every, gone_by, older = [], [], [], []
+    fewer: dict[int, list[bool]] = {n: [] for n in ENTRIES}
     for ask in asks:
         table = described(describer, [ask])
         slates = served.policy.decide(table.query, K, None)
@@ -148,6 +149,8 @@ def agreement(loop: Loop, served: Served, asks: list[Ask]) -> dict[str, Any]:
         said = _named(lowered[:, :size], least)
         truth = _named(drops[:RECENT], least)
         first.append(said[0] == truth[0])
+        for n in ENTRIES:  # an entry's part is the same whoever is looked at beside it
+            fewer[n].append(_named(lowered[:n, :size], least)[0] == truth[0])
         every.append((said == truth).mean())
         # What naming another costs: how much of the largest fall the named entry brings.
         at = np.arange(size)
@@ -161,6 +164,7 @@ def agreement(loop: Loop, served: Served, asks: list[Ask]) -> dict[str, Any]:
         "every_item": round(float(np.mean(every)), 4),
         "within_a_tenth": round(float(np.mean(gone_by)), 4),
         "older_than_ten": round(float(np.mean(older)), 4),
+        "first_item_by_entries": {str(n): round(float(np.mean(found)), 4) for n, found in fewer.items()},
     }
 
 
@@ -171,9 +175,10 @@ def _named(drops: np.ndarray, least: np.ndarray) -> np.ndarray:
     return np.where(drops.max(axis=0) > least, drops.argmax(axis=0), -1)
 
 
-def cost(loop: Loop, asks: list[Ask], batch: int) -> dict[str, float]:
+def cost(loop: Loop, asks: list[Ask], batch: int, entries: int) -> dict[str, float]:
     """CPU time of deciding, and of the reasons in it."""
     recommender = loop.recommender
+    recommender._attribution = Attribution(recommender.describer, entries)
     asks = [ask for ask in asks if ask.arm == "policy"]
     spent = {"reasons": 0.0}
     why = recommender._why
@@ -196,6 +201,7 @@ def cost(loop: Loop, asks: list[Ask], batch: int) -> dict[str, float]:
     recommender._why = why  # type: ignore[method-assign]
     return {
         "batch": batch,
+        "entries": entries,
         "us_a_slate": round(float(np.median(whole)) / batch * 1e6, 1),
         "us_of_reasons": round(float(np.median(of_it)) / batch * 1e6, 1),
         "share": round(float(np.median(np.array(of_it) / np.array(whole))), 4),
@@ -213,7 +219,7 @@ def main() -> None:
         rng = np.random.default_rng(0)
         chosen = sorted(rng.choice(len(asks), min(given.slates, len(asks)), replace=False).tolist())
         sample = [asks[i] for i in chosen]
-        costs = [cost(loop, asks[: 20 * max(BATCHES)], batch) for batch in BATCHES]
+        costs = [cost(loop, asks[: 20 * max(BATCHES)], batch, n) for batch in BATCHES for n in ENTRIES]
         for policy in (name, *POLICIES[2:]) if name == POLICIES[0] else (name,):
             served = loop.policies._served[policy]
             found[policy] = agreement(loop, served, sample)
@@ -237,26 +243,28 @@ def section(figures: dict[str, Any]) -> str:
         for name, of in figures["policies"].items()
     )
     costs = "\n".join(
-        f"| {name} | {one['batch']} | {one['us_a_slate']:.0f} µs | {one['us_of_reasons']:.0f} µs | {one['share']:.1%} |"
+        f"| {name} | {one['entries']} | {one['batch']} | {one['us_a_slate']:.0f} µs | {one['us_of_reasons']:.0f} µs |"
+        f" {one['share']:.1%} | {of['first_item_by_entries'][str(one['entries'])]:.1%} |"
         for name, of in figures["policies"].items()
         for one in of.get("cost", ())
     )
     return f"""## The reasons of slates
 
 `make bench NAME=explanation`: decisions in the demo's world, {figures["events"]:,} events; each of the user's ten
-latest entries left out of the history in turn, encoded and scored anew. *Agrees*: the slate names the entry whose removal
-lowers the item's score most, or none where none does (wanted: 95 % of 1,000 slates). *Within a tenth*: it does, or names
-one that brings nine tenths of that fall. The last column: how often an entry before the latest ten would be it, which
-is never named.
+latest entries left out of the history in turn, encoded and scored anew. *Agrees*: the slate names the entry whose
+removal lowers the item's score most, or none where none does (wanted: 95 % of 1,000 slates). *Within a tenth*: it does,
+or names one that brings nine tenths of that fall. The last column: how often an entry before the latest ten would be
+it, which is never named.
 
 | policy | slates | agrees, first item | agrees, every item | within a tenth | older |
 |---|---|---|---|---|---|
 {rows}
 
-What reasons cost, of deciding (wanted: at most 10 %):
+What reasons cost, of deciding (wanted: at most 10 %), by how many entries are looked at (`explanations.entries`), and
+how often the first item's reason then agrees with leaving out each of ten:
 
-| policy | batch | a slate | its reasons | share |
-|---|---|---|---|---|
+| policy | entries | batch | a slate | its reasons | share | agrees |
+|---|---|---|---|---|---|---|
 {costs}
 """
 

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.policy.base import Query, Slates
-from headrace.streams.attribution import Attribution
 from headrace.streams.candidates import random_words
 from headrace.streams.decisions import recommendation_name
 from headrace.streams.describe import Ask, Describer, Table, is_listed
 from headrace.streams.encoder import UserEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.policies import Policies, Served
-from headrace.streams.reasons import Reasons
+from headrace.streams.reasons.attribution import Attribution
+from headrace.streams.reasons.told import Reasons
 from headrace.streams.recent import ENTRY_BYTES
 from headrace.streams.recommendation import PolicyName, Recommendation, ShownItem, Trigger, encode_recommendation
 from headrace.streams.records import Opened

@@ -18,6 +18,7 @@ INNER = (
     "policy.rl",
     "streams.insight",
     "streams.people",
+    "streams.reasons",
     "streams.rules",
 )
 LONGEST = 400

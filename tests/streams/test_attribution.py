@@ -15,13 +15,13 @@ from headrace.export.names import GAP_THRESHOLDS
 from headrace.policy.behaviour import CoOccurrence, Popularity, behaviour
 from headrace.policy.checks import make_examples
 from headrace.policy.registry import make as policy_of
-from headrace.streams.attribution import Attribution
 from headrace.streams.candidates import RECENT
 from headrace.streams.describe import Ask
 from headrace.streams.encoder import UserEncoder
 from headrace.streams.items import ItemStore
-from headrace.streams.left_out import scalars_without
 from headrace.streams.own import own_counts, own_items
+from headrace.streams.reasons.attribution import Attribution
+from headrace.streams.reasons.left_out import scalars_without
 from headrace.streams.recent import NEAR, Recent, recent_of
 from headrace.streams.records import Item, Request, item_key
 from headrace.streams.rules.exposure import Exposure

@@ -12,11 +12,11 @@ import pytest
 from headrace.export.names import type_code
 from headrace.policy.features import SCALARS
 from headrace.streams.items import ItemStore
-from headrace.streams.reasons import Reasons
+from headrace.streams.reasons.told import Reasons
+from headrace.streams.reasons.words import catalogue, sentences
 from headrace.streams.recent import ANCHOR, NONE, Recent
 from headrace.streams.rules.in_force import InForce
 from headrace.streams.settings import Settings
-from headrace.streams.words import catalogue, sentences
 from tests.engine import T0, Log, event, request
 
 ITEMS = cast(ItemStore, SimpleNamespace(none=5, ids=["a", "b", "c", "d", "e"]))

@@ -16,7 +16,7 @@ from headrace.export.names import GAP_THRESHOLDS
 from headrace.policy.base import Policy
 from headrace.streams.candidates import RECENT
 from headrace.streams.describe import Describer, Table
-from headrace.streams.left_out import scalars_without
+from headrace.streams.reasons.left_out import scalars_without
 from headrace.streams.recent import NONE
 
 F32 = NDArray[np.float32]

@@ -12,7 +12,7 @@ _RULES, _BARE = ("boost", "pin", "quota"), ("search", "comment", "post", "unknow
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Language → key → sentence."""
-    text = files("headrace.streams").joinpath("words.toml").read_text(encoding="utf-8")
+    text = files("headrace.streams.reasons").joinpath("words.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 

@@ -12,10 +12,10 @@ from headrace.policy.base import F32, I64
 from headrace.policy.features import SCALARS
 from headrace.policy.slates import boosted
 from headrace.streams.items import ItemStore
+from headrace.streams.reasons.words import sentences
 from headrace.streams.recent import ANCHOR, Recent
 from headrace.streams.rules.in_force import InForce
 from headrace.streams.settings import Settings
-from headrace.streams.words import sentences
 
 _ENOUGH = 1e-5  # of the score: a difference below is rounding
 _POPULARITY = SCALARS.index("popularity")

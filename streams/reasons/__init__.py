@@ -1,0 +1,1 @@
+"""Why an item stands in a slate: what its score owes to each entry of the history, in words."""
