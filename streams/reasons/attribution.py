@@ -45,6 +45,7 @@ class Attribution:
         scalars = scalars_without(
             self._describer.items, self._describer.policies, table.recent, [ask.state for ask in table.asks], rows,
             shown.items, shown.scalars,
+            entries=len(self._entries),
         )  # fmt: skip
         lower = policy.lowered(shown, scores, self._states(table), scalars)
         return np.where((table.recent.codes[:, : len(self._entries)] != NONE)[:, :, None], lower, np.float32(0))

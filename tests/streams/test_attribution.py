@@ -201,6 +201,8 @@ def test_what_a_policy_says_of_its_slate_is_what_leaving_out_says(make: Callable
     alone = describer.describe(asks[2:3], describer.encode(asks[2:3]), False, T0 * 1000, Exposure())
     again = Attribution(describer).lowered(alone, learned, chosen[2:3], slates.scores[2:3])
     assert again.tobytes() == lower[2:3].tobytes()
+    three = Attribution(describer, 3).lowered(table, learned, chosen, slates.scores)
+    np.testing.assert_allclose(three, lower[:, :3], atol=1e-5)
     # The latest entry is left out exactly, state and signals.
     for i, one in enumerate(asks):
         other = without(one, 0)
