@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from headrace.streams.settings import Settings
 from headrace.streams.shadow import Shadow
 from headrace.streams.texts import TextEncoder
 
+log = logging.getLogger("headrace.worker")
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 _AT_ONCE = 128  # decisions described together: their features stay in the processor's cache
@@ -62,6 +64,7 @@ class Recommender:
         self._settings = settings
         self.describer = self.describing(settings, items=items, policies=policies, encoder=encoder, texts=texts)
         self._attribution, self._reasons = Attribution(self.describer, settings.explanations.entries), Reasons(settings)
+        self._unexplained: set[tuple[str, int]] = set()  # versions of which it has been said
         self._shadow = Shadow(settings, items=items, policies=policies)
         self._full_below = settings.decisions.full_share * 2.0**64
         self.asked = self.describer.asked
@@ -144,7 +147,13 @@ class Recommender:
     def _why(
         self, table: Table, slates: Slates, served: Served, chosen: I64, rows: I64, columns: F32
     ) -> tuple[F32, list[list[str]]]:  # fmt: skip
-        lowered = self._attribution.lowered(table, served.policy, chosen, slates.scores)
+        try:
+            lowered = self._attribution.lowered(table, served.policy, chosen, slates.scores)
+        except Exception as error:  # the slate is decided, and worth more than its reasons
+            if (served.name, served.version) not in self._unexplained:
+                self._unexplained.add((served.name, served.version))
+                log.warning("slates of %s version %s go without reasons: %r", served.name, served.version, error)
+            lowered = np.zeros((len(chosen), 1, chosen.shape[1]), np.float32)
         return lowered, self._reasons.of(
             self.items, table.recent, lowered, rows=rows, scores=slates.scores, columns=columns,
             explored=slates.explored, force=table.bound.force, owing=table.bound.owing(),

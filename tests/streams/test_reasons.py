@@ -118,3 +118,19 @@ def test_slates_say_it_in_the_shops_language(make: Callable[..., Any]) -> None:
     log.write(event(item="coffee-0"))
     (slate,) = log.write(request(at=T0 + 1))
     assert {item["reason"] for item in slate["items"]} <= {"populaire en ce moment", "du nouveau pour vous"}
+
+
+def test_a_policy_that_cannot_explain_loses_no_slate(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log(make(arms={"shares": {"policy": 0.0, "popular": 1.0}}))
+    policy = log.engine.recommender.policies.serving("popular", "u").policy
+
+    def fails(*_: Any) -> Any:
+        raise ValueError("no")
+
+    monkeypatch.setattr(policy, "lowered", fails)
+    slates = log.write(event(item="coffee-0")) + log.write(request(at=T0 + 1))
+    assert len(slates) == 2 and all(item["reason"] for slate in slates for item in slate["items"])
+    said = [record.getMessage() for record in caplog.records if "without reasons" in record.getMessage()]
+    assert said == ["slates of popular version 0 go without reasons: ValueError('no')"]
