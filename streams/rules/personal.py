@@ -28,7 +28,11 @@ def note_shown(state: UserState, keys: Iterable[int], *, second: int, since: int
     """The items were shown to the user at `second`, in whatever order that is told; what was shown before the second
     `since` no rule asks for."""
     notes = state.note()
-    shows = {key: kept for key, seconds in notes.shows.items() if (kept := [s for s in seconds if s >= since])}
+    shows = {  # their seconds are in order
+        key: seconds if seconds[0] >= since else [s for s in seconds if s >= since]
+        for key, seconds in notes.shows.items()
+        if seconds[-1] >= since
+    }
     notes.shows = shows
     for key in keys:
         shows[key] = sorted([*shows.pop(key, ()), second])[-TIMES:]
