@@ -184,8 +184,9 @@ class Bound:
         cap, rows = np.nonzero((code >= 0) & (held >= self._most))
         if not len(cap):
             return None
-        which, columns = np.nonzero(self._groups[cap, rows] == code[cap, rows, None])
-        rows = rows[which]
+        flat = np.flatnonzero(self._groups[cap, rows] == code[cap, rows, None])  # much faster than nonzero
+        rows = rows[flat // self._wide]
+        columns = flat % self._wide
         there = self.left[rows, columns]
         if not there.any():
             return None

@@ -163,13 +163,9 @@ class Votes:
     def remove(self, rows: I64, gone: I64) -> None:
         self._by_row[rows, :, gone] = -np.inf
         self._counts[self._start[rows] + gone] = 0
-        # Only the draws that had voted for what is gone vote again.
         left = np.full(len(self._top), -1)
         left[rows] = gone
-        again = np.flatnonzero(self._top == left[:, None])
-        top = self._scores[again].argmax(axis=1)
-        self._top.ravel()[again] = top
-        np.add.at(self._counts, self._start[again // self._draws] + top, 1)
+        self._vote_again(self._top == left[:, None])
 
     def boost(self, factors: F32) -> None:
         self._by_row = boosted(self._by_row, factors[:, None, :])
@@ -187,11 +183,15 @@ class Votes:
         self._counts = np.bincount(flat, minlength=len(self._counts))
 
     def drop(self, gone: Bool) -> None:
-        rows, columns = np.nonzero(gone)
-        self._by_row[rows, :, columns] = -np.inf
-        self._counts[self._start[rows] + columns] = 0
-        again = np.flatnonzero(gone.ravel()[self._top + self._start[:, None]])
-        top = self._scores[again].argmax(axis=1)
+        flat = np.flatnonzero(gone)
+        self._by_row[flat // self._n, :, flat % self._n] = -np.inf
+        self._counts[flat] = 0
+        self._vote_again(gone.ravel()[self._top + self._start[:, None]])
+
+    def _vote_again(self, voters: Bool) -> None:
+        """Of draws (B, M) those whose candidate has gone."""
+        again = np.flatnonzero(voters)
+        top = self._scores.take(again, axis=0).argmax(axis=1)
         self._top.ravel()[again] = top
         np.add.at(self._counts, self._start[again // self._draws] + top, 1)
 
