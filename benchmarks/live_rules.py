@@ -2,7 +2,8 @@
 
 The worker's own way from asks to slates (encode, candidates, features, policy, message), in process, without Kafka.
 Every slate is checked against the rules as written (live_rules_shop.py). What deciding costs is the ratio of the same
-batches with and without rules, in turn. One thread; fixed seeds.
+batches with and without rules, in turn; `--cost` measures that alone, on a machine that does nothing else. One thread;
+fixed seeds.
 """
 # ruff: noqa: E402
 
@@ -187,6 +188,7 @@ def drawn_as_told(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slates", type=int, default=SLATES)
+    parser.add_argument("--cost", action="store_true", help="measure only what deciding costs, and keep the rest")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     settings = Settings(
@@ -203,6 +205,11 @@ def main() -> None:
     models.recommender.describer.rules = Standing(settings, models.items, live.book)
     states = states_of(shop, rng, settings)
     costs = cost(models, live, shop, states, rng)
+    if given.cost:
+        figures = json.loads(RESULT.read_text("utf-8")) | {"cost": costs}
+        RESULT.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        print(json.dumps(costs))
+        return
     p_values = drawn_as_told(models, states, rng)
     started, changes = time.time(), live.changes
     checker = played(models, live, shop, states, rng, given.slates)
