@@ -17,7 +17,7 @@ from headrace.streams.encoder import Encoded, History, UserEncoder
 from headrace.streams.items import ItemStore
 from headrace.streams.own import own_counts, own_items
 from headrace.streams.policies import Policies
-from headrace.streams.recent import NEAR, Recent, recent_of
+from headrace.streams.recent import LOST, NEAR, Recent, recent_of
 from headrace.streams.records import Context, Request, item_key
 from headrace.streams.rules.applied import Bound, bind, too_often
 from headrace.streams.rules.exposure import Exposure
@@ -31,7 +31,6 @@ from headrace.streams.texts import TextEncoder
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
-_LOST = 255  # in place of the generation, of a text that another text encoder has encoded
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Describer:
             if state.notes is not None and state.notes.texts:
                 self._said[ask.user_id] = said = self.asked.vectors(state.notes)
                 lost = [key not in said and key in state.notes.texts for key in history.keys.tolist()]
-                history = history._replace(generations=np.where(lost, np.uint8(_LOST), history.generations))
+                history = history._replace(generations=np.where(lost, np.uint8(LOST), history.generations))
             histories.append(history)
         encoded = self.encoder.encoded(histories, self.lookup)
         return encoded.take([place[ask.user_id] for ask in asks])
@@ -130,7 +129,7 @@ class Describer:
         vectors = np.zeros((len(keys), self.items.dim), np.float32)
         vectors[others] = self.items.history_vectors(keys[others], generations[others])
         for place in places:
-            if generations[place] != _LOST:  # to this user it is of another text encoder, which he used before
+            if generations[place] != LOST:  # to this user it is of another text encoder, which he used before
                 vectors[place] = said[int(keys[place])]
         return vectors
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 ANCHOR = 254  # the code of the item that a request names as being looked at
+LOST = 255  # in place of the generation, of a text that another text encoder has encoded
 NONE = 255  # in place of a code: there is no entry
 ENTRY_BYTES = 9  # of an entry, packed: a key and a type
 NEAR = 6  # entries whose vectors are at hand: five make features, the sixth follows where one is left out
@@ -69,6 +70,10 @@ def recent_of(asks: Sequence[Ask], items: ItemStore, said: Callable[[str], dict[
         codes[i, entries] = np.frombuffer(state.types, np.uint8)[:last:-1]
         seconds[i, entries] = np.frombuffer(state.seconds, np.uint32)[:last:-1]
         generations[i, entries] = np.frombuffer(state.generations, np.uint8)[:last:-1]
+        if state.notes is not None and state.notes.texts:
+            known = said(ask.user_id)
+            lost = [key in state.notes.texts and key not in known for key in latest.tolist()]
+            generations[i, entries][lost] = LOST
     rows = items.rows_of(keys.reshape(-1).tolist()).reshape(keys.shape)
     near = items.vectors[rows[:, :NEAR]]
     for i, ask in enumerate(asks):

@@ -32,6 +32,7 @@ from headrace.streams.texts import TextEncoder
 log = logging.getLogger("headrace.worker")
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+_LARGEST = float(np.finfo(np.float16).max)
 _AT_ONCE = 128  # decisions described together: their features stay in the processor's cache
 
 
@@ -137,7 +138,7 @@ class Recommender:
             full=random_words(query.streams, 1, salt=4)[:, 0] < self._full_below,
             choices=query.mask.sum(axis=1).tolist(),
             entries=table.recent.packed(lowered.shape[1]),
-            lowered=lowered.astype(np.float16),
+            lowered=np.clip(lowered, -_LARGEST, _LARGEST).astype(np.float16),
         )
         return [
             self._decision(ask, i, sizes[i], slates, served, query, picked, reasons[i], kept[i], table.bound)
@@ -149,15 +150,15 @@ class Recommender:
     ) -> tuple[F32, list[list[str]]]:  # fmt: skip
         try:
             lowered = self._attribution.lowered(table, served.policy, chosen, slates.scores)
+            return lowered, self._reasons.of(
+                self.items, table.recent, lowered, rows=rows, scores=slates.scores, columns=columns,
+                explored=slates.explored, force=table.bound.force, owing=table.bound.owing(),
+            )  # fmt: skip
         except Exception as error:  # the slate is decided, and worth more than its reasons
             if (served.name, served.version) not in self._unexplained:
                 self._unexplained.add((served.name, served.version))
                 log.warning("slates of %s version %s go without reasons: %r", served.name, served.version, error)
-            lowered = np.zeros((len(chosen), 1, chosen.shape[1]), np.float32)
-        return lowered, self._reasons.of(
-            self.items, table.recent, lowered, rows=rows, scores=slates.scores, columns=columns,
-            explored=slates.explored, force=table.bound.force, owing=table.bound.owing(),
-        )  # fmt: skip
+        return np.zeros((len(chosen), 0, chosen.shape[1]), np.float32), self._reasons.nothing(chosen)
 
     def _decision(
         self, ask: Ask, i: int, size: int, slates: Slates, served: Served, query: Query, picked: _Picked,

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 from safetensors import SafetensorError, safe_open
 
@@ -104,9 +105,14 @@ def _sums(found: Artifact) -> Sums:
     name = "model.safetensors"
     try:
         with safe_open(found.file(name), framework="numpy") as tensors:
-            return Sums(*(tensors.get_tensor(part) for part in NAMES))
+            parts = [tensors.get_tensor(part) for part in NAMES]
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{found.path}: {name} cannot be read ({error}); {_CURE}") from None
+    count = parts[0].size
+    wanted = [(count,), (count,), (N_TYPE_CODES, count), (GAP_BUCKETS, count)]
+    if [part.shape for part in parts] != wanted or not all(np.isfinite(part).all() for part in parts):
+        raise ArtifactError(f"{found.path}: {name} holds other sums than this headrace reads; {_CURE}")
+    return Sums(*parts)
 
 
 def _step(found: Artifact, size: int, threads: int) -> onnxruntime.InferenceSession:

@@ -12,7 +12,7 @@ from headrace.policy.base import F32, I64
 from headrace.policy.features import SCALARS
 from headrace.policy.slates import boosted
 from headrace.streams.items import ItemStore
-from headrace.streams.reasons.words import sentences
+from headrace.streams.reasons.words import of_items, sentences
 from headrace.streams.recent import ANCHOR, Recent
 from headrace.streams.rules.in_force import InForce
 from headrace.streams.settings import Settings
@@ -29,6 +29,8 @@ class Reasons:
     def __init__(self, settings: Settings) -> None:
         self._names = {type_code(name): name for name in settings.event_types} | {ANCHOR: "anchor"}
         self._said = sentences(settings.explanations.language, settings.explanations.words)
+        self._of_items = of_items(self._said)
+        self._bare = {key: self._said[key].format() for key in (*_OF_TEXTS, "unknown", "popular", "new")}
 
     def of(
         self,
@@ -57,7 +59,7 @@ class Reasons:
         place = np.where(named, best, np.where(popular, _POPULAR, _NEW))
         told = []
         for wanted, history, codes in zip(place.tolist(), recent.rows.tolist(), recent.codes.tolist(), strict=True):
-            known = {_POPULAR: self._said["popular"], _NEW: self._said["new"]}
+            known = {_POPULAR: self._bare["popular"], _NEW: self._bare["new"]}
             for entry in wanted:
                 if entry not in known:
                     known[entry] = self._because(items, history[entry], codes[entry])
@@ -68,8 +70,12 @@ class Reasons:
     def _because(self, items: ItemStore, row: int, code: int) -> str:
         name = self._names.get(code, "")
         if row != items.none:
-            return self._said.get(name, self._said["other"]).format(item=items.ids[row])
-        return self._said[name if name in _OF_TEXTS else "unknown"]
+            return self._of_items.get(name, self._of_items["other"]).format(item=items.ids[row])
+        return self._bare[name if name in _OF_TEXTS else "unknown"]
+
+    def nothing(self, chosen: I64) -> list[list[str]]:
+        """For slates (B, k) of which nothing can be told."""
+        return [[self._bare["new"]] * chosen.shape[1] for _ in chosen]
 
     def _by_rule(
         self, told: list[list[str]], force: InForce, owing: Iterable[tuple[str, NDArray[np.bool_], NDArray[np.bool_]]],

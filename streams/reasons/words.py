@@ -29,10 +29,16 @@ def sentences(language: str, own: Mapping[str, str] | None = None) -> dict[str, 
             raise ValueError(f"there is no sentence {key!r}: the keys are {', '.join(known[language])}")
         allowed = set() if key in _BARE else {"rule"} if key in _RULES else {"item"}
         try:
-            holes = {name for _, name, _, _ in string.Formatter().parse(sentence) if name is not None}
+            parts = list(string.Formatter().parse(sentence))
+            holes = {f"{name}{how or form or ''}" for _, name, form, how in parts if name is not None}
         except ValueError as error:
             raise ValueError(f"the sentence {key!r} cannot be read ({error}): write {{{{ for a brace") from None
         if not holes <= allowed:
             named = " and ".join(f"{{{name}}}" for name in sorted(allowed)) or "nothing"
             raise ValueError(f"the sentence {key!r} may name {named} in braces")
     return known[language] | dict(own or {})
+
+
+def of_items(said: Mapping[str, str]) -> dict[str, str]:
+    """Of those, the ones that name an item."""
+    return {key: sentence for key, sentence in said.items() if key not in (*_RULES, *_BARE)}

@@ -221,3 +221,28 @@ def test_what_a_policy_says_of_its_slate_is_what_leaving_out_says(make: Callable
         )  # fmt: skip
         after = learned.distributions(asked, np.full((1, 1), -1, np.int64))[1][0]
         np.testing.assert_allclose(lower[i, 0], slates.scores[i] - after, rtol=1e-3, atol=1e-4)
+
+
+def test_a_query_of_another_text_encoder_is_lost_for_its_user_alone(make: Callable[..., Any]) -> None:
+    """Text keys are shared: whoever asked the same of the encoder of now changes nothing for him."""
+    describer = make().recommender.describer
+    packed = describer.asked.pack("coffee beans")
+    key = item_key("a query")
+
+    def asked(user: str, raw: bytes) -> Ask:
+        state = UserState()
+        state.append(item_key("shoes-0"), type_code=1, ts=T0 * 1000, window=50)
+        state.append(key, type_code=12, ts=(T0 + 60) * 1000, window=50)
+        state.append(item_key("shoes-1"), type_code=1, ts=(T0 + 120) * 1000, window=50)
+        state.notes = Notes(texts={key: raw})
+        return Ask(user, state, "policy", "event", "e", T0 * 1000, 0, "default", {}, b"", 1, None)
+
+    def states(*asks: Ask) -> Any:
+        describer.encoder.flush()
+        table = describer.describe(asks, describer.encode(asks), False, T0 * 1000, Exposure())
+        return Attribution(describer)._states(table)
+
+    lost, known = asked("lost", b"xxxx" + packed[4:]), asked("known", packed)
+    together = states(lost, known)
+    assert together[:1].tobytes() == states(lost).tobytes()
+    assert not np.allclose(together[0], together[1])

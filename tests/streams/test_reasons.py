@@ -30,7 +30,7 @@ def told(
     recent = cast(Recent, SimpleNamespace(rows=np.array([rows]), codes=np.array([codes], np.uint8)))
     columns = np.zeros((1, 3, len(SCALARS)), np.float32)
     columns[:, :, SCALARS.index("popularity")] = popular
-    settings = Settings(explanations=more.pop("explanations", {}))
+    settings = Settings(explanations=more.pop("explanations", {}), event_types=more.pop("event_types", {}))
     return Reasons(settings).of(
         ITEMS, recent, np.array(lowered, np.float32).reshape(1, width, 3), rows=np.array([[0, 1, 2]]),
         scores=np.array([scores], np.float32), columns=columns, explored=np.array([more.pop("explored", [False] * 3)]),
@@ -103,6 +103,9 @@ def test_a_shop_chooses_language_and_single_sentences() -> None:
         ({"words": {"vieww": "x"}}, "there is no sentence 'vieww': the keys are"),
         ({"words": {"view": "because of {user}"}}, "the sentence 'view' may name {item} in braces"),
         ({"words": {"popular": "{item}"}}, "the sentence 'popular' may name nothing in braces"),
+        ({"words": {"view": "{item:d}"}}, "the sentence 'view' may name {item} in braces"),
+        ({"words": {"view": "{item!x}"}}, "the sentence 'view' may name {item} in braces"),
+        ({"words": {"view": "{item:{x}}"}}, "the sentence 'view' may name {item} in braces"),
         ({"words": {"view": "because { of"}}, "the sentence 'view' cannot be read"),
     ],
 )
@@ -110,6 +113,15 @@ def test_words_that_cannot_be_are_refused(explanations: Any, line: str) -> None:
     with pytest.raises(ValueError, match="explanations") as refused:
         Settings(explanations=explanations)
     assert line in str(refused.value)
+
+
+def test_an_event_type_called_as_a_rule_is_an_event_type() -> None:
+    codes = [type_code(name) for name in ("boost", "popular", "quota")]
+    types = {name: {} for name in ("boost", "popular", "quota")}
+    said = told(np.eye(3), codes=codes, rows=[3, 4, 2], scores=[1, 1, 1], event_types=types)
+    assert said == ["because you chose d", "because you chose e", "because you chose c"]
+    braces = {"words": {"new": "{{new}}"}}
+    assert told(-np.eye(3), codes=codes, rows=[3, 4, 2], scores=[1, 1, 1], explanations=braces) == ["{new}"] * 3
 
 
 def test_slates_say_it_in_the_shops_language(make: Callable[..., Any]) -> None:
