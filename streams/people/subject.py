@@ -116,15 +116,17 @@ def of_changelog(settings: Settings, names: set[str]) -> dict[str, Told]:
 
     for partition in sorted({partition_of(name, settings.topics.interactions_partitions) for name in names}):
         kafka.read_to_end(settings, settings.topic("users-changelog"), take, partition=partition)
-    found = {}
-    for name in names:
-        state, erased, alias = (last.get(key(name)) for key in (user_key, erased_key, alias_key))
-        found[name] = Told(
-            UserState.unpack(state) if state else None,
-            int.from_bytes(erased, "little") if erased else None,
-            decode_alias(alias) if alias else None,
-        )
-    return found
+    return {name: told_of(last.get, name) for name in names}
+
+
+def told_of(get: Callable[[bytes], bytes | None], name: str) -> Told:
+    """Of one id, from what `get` gives for the changelog's keys."""
+    state, erased, alias = (get(key(name)) for key in (user_key, erased_key, alias_key))
+    return Told(
+        UserState.unpack(state) if state else None,
+        int.from_bytes(erased, "little") if erased else None,
+        decode_alias(alias) if alias else None,
+    )
 
 
 def _state(settings: Settings, state: UserState, titles: Titles) -> Found:

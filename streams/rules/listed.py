@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.streams import kafka
+from headrace.streams import kafka, topics
 from headrace.streams.errors import SettingsError
 from headrace.streams.rules.book import RuleBook, heard
 from headrace.streams.rules.rule import Rule
@@ -20,11 +20,13 @@ Listed = dict[str, list[dict[str, Any]]]
 def listed(settings: Settings, placement: str | None) -> Listed:
     """{"in_force", "refused", "expired"} by the clock of this machine: rules as written; of the refused, ids and `why`.
 
-    `placement`: what is in force or expired there alone. Raises SettingsError where there is no such placement.
+    `placement`: what is in force or expired there alone. Raises SettingsError where there is no such placement,
+    BrokerError or TopicsError where Kafka or a topic is not there.
     """
     if placement is not None and placement not in settings.placements:
         known = ", ".join(sorted(settings.placements))
         raise SettingsError(f"--placement {placement}: there is no such placement; choose from {known}")
+    topics.require(settings, wait=False)
     book = RuleBook(settings)
     kafka.read_to_end(settings, settings.topic("rules"), lambda message: book.put(*heard(message)))
     now_ms = int(time.time() * 1000)

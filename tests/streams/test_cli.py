@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headrace.export.artifact import ArtifactError
-from headrace.streams import cli, logs
+from headrace.streams import cli, logs, topics
 from headrace.streams.configuration import as_environment
 
 
@@ -66,6 +66,28 @@ def test_a_failure_is_one_line_and_exit_code_1(headrace, tmp_path):
     code, out, err = headrace("broker", "--data-dir", "data")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "choose an empty one with --data-dir" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rules", "list"],
+        ["explain", "r-1"],
+        ["subject", "u1"],
+        ["erase", "u1"],
+        ["report", "bias"],
+        ["policy", "list"],
+        ["policy", "freeze", "policy", "--why", "x"],
+        ["topics", "create"],
+    ],
+)
+def test_without_a_broker_every_command_says_what_to_do(headrace, tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr(topics, "_TIMEOUT_S", 0.5)
+    (tmp_path / "headrace.toml").write_text('[kafka]\n"bootstrap.servers" = "127.0.0.1:1"\n')
+    code, out, err = headrace(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("headrace: Kafka at 127.0.0.1:1 does not answer") and err.count("\n") == 1
+    assert "start it (`headrace broker` starts one here)" in err
 
 
 def test_a_traceback_is_shown_only_with_debug(headrace, monkeypatch):

@@ -2,11 +2,9 @@
 
 import pytest
 
-from headrace.streams.changelog import alias_key, decode_alias, erased_key, user_key
 from headrace.streams.people.erasure import is_done, reached
-from headrace.streams.people.subject import Told
+from headrace.streams.people.subject import told_of
 from headrace.streams.records import Erasure
-from headrace.streams.state import UserState
 from tests.engine import DAY, HOUR, MINUTE, T0, event
 from tests.streams.test_identity import Shop, elsewhere, identity
 
@@ -22,16 +20,7 @@ class Asked:
         return reached(self.look, self.user, self.shop.engines[0].lapses, self.at)
 
     def look(self, names):
-        found = {}
-        for name in names:
-            changelog = self.shop.changelogs[self.shop.of(name)]
-            state, erased, alias = (changelog.get(key(name)) for key in (user_key, erased_key, alias_key))
-            found[name] = Told(
-                UserState.unpack(state) if state else None,
-                int.from_bytes(erased, "little") if erased else None,
-                decode_alias(alias) if alias else None,
-            )
-        return found
+        return {name: told_of(self.shop.changelogs[self.shop.of(name)].get, name) for name in names}
 
     def done(self):
         done = is_done(self.look, self.user, self.names, self.at)

@@ -47,6 +47,11 @@ class Catalogue:
         self.write((n, "old"), Old(f"i{n}", 0, Item(f"i{n}", 0, 0, vector, f"h{n}")))
         self.write(n, Item(f"i{n}", 0, len(self.log), b"", "", removed=True))
 
+    def open(self, numbers: range) -> None:
+        for n in numbers:
+            self.add(n)
+        self.settle()
+
     def settle(self) -> None:
         for store in self.stores:
             store.settle()
@@ -89,25 +94,19 @@ def test_rows_do_not_grow_while_items_come_and_go() -> None:
 def test_nobody_is_a_neighbour_by_the_row_of_another() -> None:
     store = make_store(rows=0, contents=9, at_once=5)
     shop = Catalogue(store)
-    for n in range(40):
-        shop.add(n)
-    shop.settle()
+    shop.open(range(40))
     kept = np.array([store.rows[item_key("i0")]])
     first = [store.ids[row] for row in store.neighbours(kept)[0]]
     for name in first[:5]:
         shop.remove(int(name[1:]))
     shop.settle()
-    for n in range(100, 105):
-        shop.add(n)
-    shop.settle()
+    shop.open(range(100, 105))
     assert len(store) == 40, "five rows are others' now"
     assert [store.ids[row] for row in store.neighbours(kept)[0] if row >= 0] == first[5:]
     for name in first[5:10]:
         shop.remove(int(name[1:]))
     shop.settle()
-    for n in range(105, 110):
-        shop.add(n)
-    shop.settle()
+    shop.open(range(105, 110))
     near = store.neighbours(kept)[0]
     assert (near >= 0).all() and {store.ids[row] for row in near}.isdisjoint(first[:10]), (
         "found anew: too few were left"
@@ -118,9 +117,7 @@ def test_nobody_is_a_neighbour_by_the_row_of_another() -> None:
 def test_a_history_keeps_what_was_removed_and_what_it_keeps_is_the_same_after_a_restart() -> None:
     store = make_store(rows=2, contents=6, at_once=1)
     shop = Catalogue(store)
-    for n in range(20):
-        shop.add(n)
-    shop.settle()
+    shop.open(range(20))
     before = history(store, *(f"i{n}" for n in range(20)))
     store.take_stale()
     for n in (3, 0, 5, 8, 1, 9, 2, 7):
