@@ -73,6 +73,17 @@ class Sums:
         `vectors` (B, h, d), `types` (B, h), the buckets of the gaps before them `gaps` (B, h) and of the gaps there
         would be without them `bridged` (B, h). `held` (B,): how many events the state is made of.
         """
+        there = np.arange(vectors.shape[1]) < held[:, None]
+        left = self.left(sums, vectors, types, gaps, bridged, held)
+        b, now = self._mixed(left), self._mixed(sums[:, :, None])
+        along = (states * now[:, 0]).sum(axis=1)
+        length = along + np.sqrt(np.maximum(along**2 - (now[:, 0] ** 2).sum(axis=1) + self.length**2, 0))
+        found = _unit((states * length[:, None])[:, None] + b - now)
+        found[:, 0] = before
+        return np.where(there[..., None], found, states[:, None])
+
+    def left(self, sums: F32, vectors: F32, types: I64, gaps: I64, bridged: I64, held: I64) -> F32:
+        """The sums (B, J, h, d) without each of the h latest events, exact; see `without`."""
         place = np.arange(vectors.shape[1])
         there = place < held[:, None]
         fading = (self._decay ** place[:, None]).astype(np.float32)  # (h, J)
@@ -87,14 +98,9 @@ class Sums:
             :, :, None
         ]
         share[:, :, place[1:], place[:-1]] += changed.transpose(0, 2, 1)
-        left = np.matmul(share.reshape(len(states), -1, len(place)), vectors).reshape(*share.shape[:3], -1)
+        left: F32 = np.matmul(share.reshape(len(held), -1, len(place)), vectors).reshape(*share.shape[:3], -1)
         left += sums[:, :, None] * older
-        b, now = self._mixed(left), self._mixed(sums[:, :, None])
-        along = (states * now[:, 0]).sum(axis=1)
-        length = along + np.sqrt(np.maximum(along**2 - (now[:, 0] ** 2).sum(axis=1) + self.length**2, 0))
-        found = _unit((states * length[:, None])[:, None] + b - now)
-        found[:, 0] = before
-        return np.where(there[..., None], found, states[:, None])
+        return left
 
 
 def _unit(x: F32) -> F32:

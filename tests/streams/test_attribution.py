@@ -146,7 +146,7 @@ def windowed(whole: History, length: int, *, skip: int = 0, gone: int | None = N
 
 
 def test_states_from_the_sums_are_near_those_of_histories_without_an_entry() -> None:
-    """Exact but for what the transformer adds: far nearer than the state as it is."""
+    """The sums are exact, and so all but what the transformer adds: far nearer than the state as it is."""
     encoder = UserEncoder(ensure_user(), cache_bytes=0)
     users, counts = list(range(8)), [3, 8, 11, 20, 26, 51, 75, 120]
     whole = [history(user, count) for user, count in zip(users, counts, strict=True)]
@@ -162,17 +162,21 @@ def test_states_from_the_sums_are_near_those_of_histories_without_an_entry() -> 
         return np.where(last, 0, np.searchsorted(np.array(GAP_THRESHOLDS), gaps, side="right"))
 
     bridged = np.concatenate([seconds[:, :1], seconds[:, :9]], axis=1) - seconds[:, 1:]
-    near = encoder.sums.without(
-        found.states, found.before, found.sums, lookup(keys[:, :10].ravel(), None).reshape(8, 10, -1), types[:, :10],
+    events = (
+        lookup(keys[:, :10].ravel(), np.zeros(80, np.uint8)).reshape(8, 10, -1), types[:, :10],
         bucket(seconds[:, :10] - seconds[:, 1:]), bucket(bridged), held,
     )  # fmt: skip
+    near = encoder.sums.without(found.states, found.before, found.sums, *events)
+    left = encoder.sums.left(found.sums, *events)
     fresh, ratios = UserEncoder(ensure_user(), cache_bytes=0), []
     for i, (one, length) in enumerate(zip(whole, held.tolist(), strict=True)):
         for j in range(10):
             if j >= length:
                 assert near[i, j].tobytes() == found.states[i].tobytes()
                 continue
-            truth = fresh.encode([windowed(one, length, gone=j)._replace(user=f"{i} {j}")], lookup)[0]
+            told = fresh.encoded([windowed(one, length, gone=j)._replace(user=f"{i} {j}")], lookup)
+            truth = told.states[0]
+            np.testing.assert_allclose(left[i, :, j], told.sums[0], atol=2e-4)
             if j == 0:
                 np.testing.assert_allclose(near[i, 0], truth, atol=1e-6)
             else:
@@ -246,3 +250,23 @@ def test_a_query_of_another_text_encoder_is_lost_for_its_user_alone(make: Callab
     together = states(lost, known)
     assert together[:1].tobytes() == states(lost).tobytes()
     assert not np.allclose(together[0], together[1])
+
+
+def test_what_is_being_looked_at_is_an_entry_but_not_in_the_state(make: Callable[..., Any]) -> None:
+    describer = make().recommender.describer
+    plain, state = ask(np.random.default_rng(5), 0), UserState()
+    for n in range(12):
+        state.append(item_key(f"{('shoes', 'coffee')[n % 2]}-{n % 4}"), type_code=1, ts=(T0 + 60 * n) * 1000, window=50)
+    plain = replace(plain, state=state)
+    looking = replace(plain, request=Request("q", "u", T0 * 1000, T0 * 1000, anchor_item_id="toys-1"))
+
+    def states(one: Ask) -> Any:
+        return Attribution(describer)._states(describe(one))[0]
+
+    def describe(one: Ask) -> Any:
+        return describer.describe([one], describer.encode([one]), False, T0 * 1000, Exposure())
+
+    anchored, without_anchor = states(looking), states(plain)
+    assert anchored[0].tobytes() == describe(plain).query.states[0].tobytes()
+    np.testing.assert_allclose(anchored[1:], without_anchor[:-1], atol=1e-6)
+    assert np.abs(np.diff(anchored, axis=0)).max(axis=1).min() > 1e-3

@@ -208,6 +208,14 @@ def test_a_show_within_the_second_in_which_the_time_begins_counts():
     assert not list(shown_often(state, most=1, since=61))
 
 
+def test_what_was_shown_before_any_rule_asks_is_forgotten():
+    state = UserState()
+    note_shown(state, [7, 8], second=10, since=0)
+    note_shown(state, [8], second=30, since=0)
+    note_shown(state, [9], second=40, since=20)
+    assert state.notes.shows == {8: [30], 9: [40]}
+
+
 def test_who_sees_a_slate_every_fifteen_seconds_is_counted_for_an_hour():
     state = UserState()
     for n in range(240):
